@@ -1,0 +1,321 @@
+"""The frozen records and enumerations that memories, backends and users exchange.
+
+Every enumeration is a :class:`enum.StrEnum`: wherever a member is expected, its name in lower case is accepted, too.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+
+from memplat.ranges import FileRange
+
+#: The contract level that this version of memplat implements; a backend states the level that it was built for.
+CONTRACT_LEVEL: Final = 1
+
+#: The greatest owner number.
+MAX_OWNER: Final = (1 << 32) - 1
+
+#: The greatest number of references to one page.
+MAX_REFS: Final = (1 << 31) - 1
+
+
+class MemoryKind(enum.StrEnum):
+    """What memory is for. ``mapped`` is memory outside of the backing file: reported, never allocated."""
+
+    SYSTEM = "system"
+    ANONYMOUS = "anonymous"
+    PAGE_CACHE = "page_cache"
+    TMPFS = "tmpfs"
+    RAMDISKFS = "ramdiskfs"
+    MAPPED = "mapped"
+
+
+class AllocationMode(enum.StrEnum):
+    """What is promised about touching newly allocated pages."""
+
+    UNCOMMITTED = "uncommitted"
+    """Costs nothing until touched; touching may fail."""
+    WILL_COMMIT = "will_commit"
+    """The caller is about to write all of it: may be recycled waste, zeroed, else uncommitted."""
+    RESERVED = "reserved"
+    """Touching cannot fail; may already cost storage."""
+    COMMITTED = "committed"
+    """Present and populated; may be recycled waste, zeroed."""
+
+
+class Direction(enum.StrEnum):
+    """Whether the lowest or the highest address that fits is taken."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+class Access(enum.StrEnum):
+    """What a mapping allows."""
+
+    READ = "read"
+    READ_WRITE = "read_write"
+    READ_EXECUTE = "read_execute"
+    READ_WRITE_EXECUTE = "read_write_execute"
+
+    @property
+    def writable(self) -> bool:
+        """Whether stores are allowed."""
+        return "write" in self.value
+
+    @property
+    def executable(self) -> bool:
+        """Whether instructions may be fetched."""
+        return "execute" in self.value
+
+
+class PageState(enum.StrEnum):
+    """The state of a page of the backing file; the state machine is written down in ``memplat/engine/pages.py``."""
+
+    FREE = "free"
+    USED = "used"
+    WASTE = "waste"
+    RELEASING = "releasing"
+
+
+class ReclaimMode(enum.StrEnum):
+    """Who gives waste back to the host: a background thread, or only :meth:`Memory.reclaim`."""
+
+    BACKGROUND = "background"
+    MANUAL = "manual"
+
+
+class Capability(enum.StrEnum):
+    """What a backend declares that it can do, beyond what every backend has to do."""
+
+    RESERVE = "reserve"
+    """``RESERVED`` pages can be touched without failing, whatever happens on the host later."""
+    HUGE_PAGES = "huge_pages"
+    """Pages larger than the base page of the processor."""
+    SHARE = "share"
+    """The descriptor can be mapped by another process."""
+    SEAL = "seal"
+    """No holder of the descriptor can truncate the file."""
+    SWAP_EXACT = "swap_exact"
+    """Pages that were swapped out are reported as committed, or are never swapped out."""
+    SUB_PAGE_DECOMMIT = "sub_page_decommit"
+    """A base page inside a huge page can be decommitted alone."""
+    EXECUTE = "execute"
+    """The file can be mapped executable."""
+    FLUSH = "flush"
+    """The file has a disk below it: :meth:`Memory.flush` writes to it."""
+
+
+@attrs.frozen
+class BackendInfo:
+    """What a backend says about itself; returned by ``memplat_backend_info``."""
+
+    name: str = attrs.field(validator=attrs.validators.matches_re(r"[a-z][a-z0-9_-]*"))
+    version: str = attrs.field(validator=attrs.validators.instance_of(str))
+    summary: str = ""
+    contract_level: int = CONTRACT_LEVEL
+    capabilities: frozenset[Capability] = attrs.field(
+        default=frozenset(), converter=lambda names: frozenset(Capability(name) for name in names)
+    )
+    options: type[Any] | None = None
+    """An attrs class whose fields are the backend's own options, or ``None`` if it has none."""
+    default_mode: AllocationMode = attrs.field(default=AllocationMode.UNCOMMITTED, converter=AllocationMode)
+    decommit_releases: bool = True
+    """False where giving a page back would break the promise that touching it cannot fail (hugetlb)."""
+
+
+@attrs.frozen
+class Availability:
+    """Whether a backend can be used as configured, here; returned by ``memplat_check``."""
+
+    available: bool
+    reason: str = ""
+    """Why not; or, if available, what is worth knowing (``"huge pages: advise, 512 free"``)."""
+    remedy: str = ""
+    """What would make it available: a command, an option."""
+
+
+@attrs.frozen
+class Storage:
+    """What the host spends on a backing file, in bytes; returned by ``memplat_storage``."""
+
+    total: int
+    """Everything, *overhead* included, *reserved* not."""
+    overhead: int = 0
+    """File-system metadata in *total*."""
+    reserved: int = 0
+    """Held back for the file, but not yet part of *total* (a hugetlb reservation)."""
+
+
+@attrs.define(eq=False)
+class BackingFile:
+    """The host file behind a memory. A backend creates it; from then on the engine owns it.
+
+    :ivar fd: an open, close-on-exec descriptor, readable and writable
+    :ivar page_size: the unit of commit and decommit, in bytes
+    :ivar backend: the name of the backend
+    :ivar size: the size in bytes as far as the engine has grown it; kept by the engine
+    :ivar address: the host address of offset 0 in the engine's mapping, ``None`` before there is one
+    :ivar state: whatever the backend wants to keep with the file
+    """
+
+    fd: int
+    page_size: int
+    backend: str
+    size: int = 0
+    address: int | None = None
+    state: Any = None
+
+
+@attrs.frozen
+class AllocationRequest:
+    """An allocation that could not be met, as the out-of-memory hook sees it."""
+
+    length: int
+    kind: MemoryKind
+    owner: int
+    mode: AllocationMode
+    direction: Direction
+    huge: bool
+
+
+@attrs.frozen
+class PageInfo:
+    """What is known about the page at an offset; returned by :meth:`Memory.inspect`."""
+
+    state: PageState
+    kind: MemoryKind | None
+    """``None`` unless the page is used."""
+    owner: int
+    refs: int
+    """References that were taken by allocate, incref, map_into and blocks."""
+    views: int
+    """Live pinned views, each of them a reference of its own."""
+    pages: FileRange
+    """The longest range around the offset whose pages are all alike."""
+
+
+@attrs.frozen
+class Candidate:
+    """One backend of the preference list: whether it was taken, and why not."""
+
+    name: str
+    taken: bool
+    reason: str = ""
+    remedy: str = ""
+    source: str = ""
+    """Where the backend comes from: ``built-in``, or the distribution and its version."""
+
+
+@attrs.frozen
+class SelectedBackend:
+    """Which backend a memory uses, and how it came to it."""
+
+    info: BackendInfo
+    options: Any
+    """The backend's own options as used, or ``None``."""
+    selection: tuple[Candidate, ...]
+    """Every candidate that was looked at, in order."""
+    notes: tuple[str, ...] = ()
+    """What turned out otherwise than asked (a smaller address-space reservation, say)."""
+
+    @property
+    def name(self) -> str:
+        """The backend's name."""
+        return self.info.name
+
+
+@attrs.frozen
+class EngineOptions:
+    """The options that every backend has, because the engine implements them. Sizes in bytes, times in seconds."""
+
+    max_size: int | None = None
+    """The most that the file may grow to; ``None``: four times RAM and swap, at least 64 GiB."""
+    default_mode: AllocationMode | None = None
+    """The mode of allocations that name none; ``None``: the backend's own."""
+    reclaim: ReclaimMode = ReclaimMode.BACKGROUND
+    reclaim_delay: float = 0.02
+    """How long the reclaimer lets waste rest, so that recycling can win; at 64 MiB of waste it starts at once."""
+    keep: int = 0
+    """Keep up to so many freed bytes committed and zeroed, for the next allocations."""
+    prealloc: int = 0
+    """Commit so many bytes when the memory is opened."""
+    core_dump: bool = False
+    """Whether the memory is part of this process's core dumps."""
+
+
+@attrs.frozen
+class Usage:
+    """What a memory costs the host and what for, in bytes, at one moment.
+
+    Always ``sum(committed.values()) + overhead + foreign == total``.
+    """
+
+    as_of: float
+    """When the host was probed, on the clock of :func:`time.monotonic`."""
+    method: str
+    """Which probe answered: ``unchanged``, ``known``, the backend's word for its probe; ``none`` before the first one."""
+    exact: bool
+    """False if the figures could not be proven against the host's own total."""
+    committed: Mapping[str, int]
+    """Committed bytes by kind; ``system`` includes *waste*, *retained* and *free_committed*."""
+    committed_by_owner: Mapping[int, Mapping[str, int]]
+    """The same by owner, then kind."""
+    allocated: Mapping[str, int]
+    """Allocated bytes by kind, committed or not."""
+    waste: int
+    """Committed bytes of pages without references that are still to be given back (of ``committed["system"]``)."""
+    retained: int
+    """Committed bytes of free pages that the host refused to take back (of ``committed["system"]``)."""
+    free_committed: int
+    """Committed bytes of free pages, kept on purpose or committed behind our back (of ``committed["system"]``)."""
+    reserved: int
+    """Bytes that the host holds back for the file beyond *total*."""
+    overhead: int
+    """File-system metadata, worked out independently of the sum."""
+    foreign: int
+    """Committed bytes beyond our size, in a file that a peer has grown."""
+    total: int
+    """What the host spends altogether; includes ``committed["mapped"]``, which is not in the file."""
+    file_size: int
+    """The size of the backing file as far as the memory has grown it."""
+    free: int
+    """Bytes of free pages."""
+    largest_free: int
+    """The longest run of free pages."""
+    peak_committed: int
+    """The greatest *total* that any probe has seen."""
+    counters: Mapping[str, int]
+    """Events since the memory was opened: allocations, frees, recycled_bytes, reclaimed_bytes, decommit_calls, scans …"""
+
+
+#: Committed extents as a probe returns them: ``start0, end0, start1, end1, …``, sorted and disjoint.
+Extents = Sequence[int]
+
+__all__ = [
+    "CONTRACT_LEVEL",
+    "MAX_OWNER",
+    "MAX_REFS",
+    "Access",
+    "AllocationMode",
+    "AllocationRequest",
+    "Availability",
+    "BackendInfo",
+    "BackingFile",
+    "Candidate",
+    "Capability",
+    "Direction",
+    "EngineOptions",
+    "Extents",
+    "MemoryKind",
+    "PageInfo",
+    "PageState",
+    "ReclaimMode",
+    "SelectedBackend",
+    "Storage",
+    "Usage",
+]
