@@ -160,6 +160,7 @@ class BackingFile:
     :ivar backend: the name of the backend
     :ivar size: the size in bytes as far as the engine has grown it; kept by the engine
     :ivar address: the host address of offset 0 in the engine's mapping, ``None`` before there is one
+    :ivar probe_method: how the last probe found out, in a word; set by the backend, shown in ``Usage.method``
     :ivar state: whatever the backend wants to keep with the file
     """
 
@@ -168,6 +169,7 @@ class BackingFile:
     backend: str
     size: int = 0
     address: int | None = None
+    probe_method: str = ""
     state: Any = None
 
 
