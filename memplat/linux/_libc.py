@@ -1,0 +1,43 @@
+"""The C library, called with the GIL released or held, and its errors.
+
+A call through :data:`RELEASED` lets other Python threads run meanwhile, and has to wait up to a switch interval (5 ms) to
+get the GIL back if one of them is busy. A call through :data:`HELD` never waits: right for what takes microseconds and
+is done thousands of times in a row.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+if ctypes.sizeof(ctypes.c_void_p) != 8:  # pragma: no cover -- off_t and size_t are taken to be 64 bits wide everywhere
+    raise ImportError("memplat needs a 64-bit interpreter: it reserves more address space than 32 bits can hold")
+
+RELEASED: Final = ctypes.CDLL(None, use_errno=True)
+HELD: Final = ctypes.PyDLL(None, use_errno=True)
+
+#: A system call's result, an offset or a length.
+LONG: Final = ctypes.c_int64
+
+
+def function(
+    library: ctypes.CDLL, name: str, result: type[Any] | None, arguments: Sequence[type[Any]]
+) -> Callable[..., Any]:
+    """The C function *name* with its prototype: without one, ctypes takes every result for a 32-bit int."""
+    found = library[name]  # [] makes a new function object; attribute access would share prototypes between users
+    found.restype = result
+    found.argtypes = list(arguments)
+    return found
+
+
+def error(call: str) -> OSError:
+    """The :class:`OSError` for the ``errno`` that this thread's last failed call left behind."""
+    code = ctypes.get_errno()
+    return OSError(code, f"{call}: {os.strerror(code)}")
+
+
+def last_errno() -> int:
+    """The ``errno`` of this thread's last failed call."""
+    return ctypes.get_errno()

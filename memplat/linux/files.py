@@ -1,0 +1,356 @@
+"""The backing file: allocating and giving back its storage, finding out what it holds, creating and sealing it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from memplat.linux import _libc
+from memplat.linux.extents import from_starts_and_ends, intersect
+from memplat.ranges import GIB, KIB, MIB, FileRange
+
+# <linux/falloc.h>
+FALLOC_FL_KEEP_SIZE: Final = 0x01
+FALLOC_FL_PUNCH_HOLE: Final = 0x02
+
+# <linux/memfd.h>
+MFD_CLOEXEC: Final = 0x0001
+MFD_ALLOW_SEALING: Final = 0x0002
+MFD_HUGETLB: Final = 0x0004
+MFD_NOEXEC_SEAL: Final = 0x0008
+#: The logarithm of the huge page size stands from this bit on.
+MFD_HUGE_SHIFT: Final = 26
+
+# <linux/fcntl.h>
+F_ADD_SEALS: Final = 1033
+F_GET_SEALS: Final = 1034
+F_SEAL_SEAL: Final = 0x0001
+F_SEAL_SHRINK: Final = 0x0002
+F_SEAL_GROW: Final = 0x0004
+F_SEAL_WRITE: Final = 0x0008
+F_SEAL_FUTURE_WRITE: Final = 0x0010
+F_SEAL_EXEC: Final = 0x0020
+
+# <linux/fs.h>
+_FS_IOC_FIEMAP: Final = 0xC020660B
+_FIEMAP_FIRST: Final = 128
+_FIEMAP_BATCH: Final = 8192
+_FIEMAP_EXTENT_LAST: Final = 1
+
+# System calls that C libraries have no wrapper for; since Linux 5.0 the numbers are the same on all architectures but alpha.
+_SYS_PROCESS_MADVISE: Final = 440
+_SYS_CACHESTAT: Final = 451
+_MADV_REMOVE: Final = 9
+_PIDFD_SELF: Final = -10000
+_IOV_MAX: Final = 1024
+#: import_iovec() in the kernel cuts a vector off at 2 GiB less a page, wherever that is within a huge page.
+_VECTOR_BYTES: Final = GIB
+
+#: A punch of so much takes about 40 us: less than it may cost to get the GIL back, and no harm to those who wait for it.
+_PUNCH_HELD_BYTES: Final = 256 * KIB
+#: A seek over so much data takes about 30 us, for the same trade.
+_SEEK_HELD_BYTES: Final = 4 * MIB
+
+_fallocate_types: Final = (ctypes.c_int, ctypes.c_int, _libc.LONG, _libc.LONG)
+_fallocate_released = _libc.function(_libc.RELEASED, "fallocate", ctypes.c_int, _fallocate_types)
+_fallocate_held = _libc.function(_libc.HELD, "fallocate", ctypes.c_int, _fallocate_types)
+_lseek_types: Final = (ctypes.c_int, _libc.LONG, ctypes.c_int)
+_lseek_released = _libc.function(_libc.RELEASED, "lseek", _libc.LONG, _lseek_types)
+_lseek_held = _libc.function(_libc.HELD, "lseek", _libc.LONG, _lseek_types)
+_process_madvise = _libc.function(
+    _libc.RELEASED,
+    "syscall",
+    _libc.LONG,
+    (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long, ctypes.c_ulong),
+)
+_cachestat = _libc.function(
+    _libc.RELEASED,
+    "syscall",
+    _libc.LONG,
+    (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong),
+)
+
+
+# ---- storage ----------------------------------------------------------------------------------------------------------
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Allocate or give back storage of a file. fallocate(2), the system call itself: ``posix_fallocate`` is emulated by
+    writing zeros where the file system has no such call. Interrupted calls are repeated.
+
+    :raises OSError: ENOSPC, EOPNOTSUPP, EPERM (a sealed file), EBADF (not writable); some file systems keep the part done
+    """
+    while _fallocate_released(fd, mode, offset, length):
+        if _libc.last_errno() != errno.EINTR:
+            raise _libc.error(f"fallocate({mode:#x}) of {FileRange(offset, offset + length)}")
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give the storage of a part of a file back; it reads as zeros afterwards.
+
+    fallocate(2): FALLOC_FL_PUNCH_HOLE "deallocates space (i.e., creates a hole) [...] Within the specified range, partial
+    filesystem blocks are zeroed, and whole filesystem blocks are removed from the file". Up to 256 KiB with the GIL held.
+
+    :raises OSError: as :func:`fallocate`
+    """
+    call = _fallocate_held if length <= _PUNCH_HELD_BYTES else _fallocate_released
+    while call(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length):
+        if _libc.last_errno() != errno.EINTR:
+            raise _libc.error(f"fallocate(PUNCH_HOLE) of {FileRange(offset, offset + length)}")
+
+
+def punch_batch(fd: int, address: int | None, ranges: Sequence[FileRange]) -> None:
+    """Give the storage of many parts of a file back, with as few hand-overs of the GIL as possible, in order.
+
+    With *address*, where offset 0 stands in a writable shared mapping of the same file: process_madvise(2) of this process
+    with MADV_REMOVE (from Linux 6.13 on), 1024 ranges a call. Wherever that stops, for whatever reason, fallocate(2) decides
+    about that range. Without *address*, or where the kernel cannot, fallocate(2) for each.
+
+    :raises OSError: as :func:`fallocate`, of the first range that failed; all ranges before it are punched, none after it
+    """
+    done = 0
+    if address is not None and len(ranges) > 1:
+        done = _remove_vectors(fd, address, ranges)
+    for start, end in ranges[done:]:
+        punch_hole(fd, start, end - start)
+
+
+def _remove_vectors(fd: int, address: int, ranges: Sequence[FileRange]) -> int:
+    """Punch ranges from the first on with process_madvise; how many are done when the kernel turned out not to be able."""
+    done = 0
+    while done < len(ranges):
+        batch = _next_vector(ranges, done)
+        wanted = sum(end - start for start, end in batch)
+        advised = _advise_removal(address, batch) if wanted else 0
+        if advised < 0 and _libc.last_errno() == errno.EINTR:
+            continue
+        finished = _whole_ranges(batch, advised)
+        done += finished
+        if finished == len(batch) and batch:
+            continue
+        punch_hole(fd, ranges[done].start, ranges[done].length)  # raises what is wrong with this very range
+        done += 1
+        if advised < 0:
+            break
+    return done
+
+
+def _next_vector(ranges: Sequence[FileRange], first: int) -> Sequence[FileRange]:
+    """The ranges that go into one call; none if the first one alone is too long for it."""
+    batch = ranges[first : first + _IOV_MAX]
+    nbytes = 0
+    for index, (start, end) in enumerate(batch):
+        nbytes += end - start
+        if nbytes > _VECTOR_BYTES:
+            return batch[:index]
+    return batch
+
+
+def _whole_ranges(batch: Sequence[FileRange], nbytes: int) -> int:
+    """How many ranges *nbytes* of progress cover whole: a range that is done in part only has to be done again."""
+    for index, (start, end) in enumerate(batch):
+        nbytes -= end - start
+        if nbytes < 0:
+            return index
+    return len(batch)
+
+
+def _advise_removal(address: int, batch: Sequence[FileRange]) -> int:
+    """process_madvise(2): "On success, process_madvise() returns the number of bytes advised. This return value may be
+    less than the total number of requested bytes, if an error occurred after some iovec elements were already processed".
+    -1 on error.
+    """
+    vector = array("Q", [word for start, end in batch for word in (address + start, end - start)])
+    where, _ = vector.buffer_info()
+    advised = int(_process_madvise(_SYS_PROCESS_MADVISE, _PIDFD_SELF, where, len(batch), _MADV_REMOVE, 0))
+    if advised < 0 and _libc.last_errno() == errno.EBADF:  # before Linux 6.15 there is no PIDFD_SELF
+        try:
+            pidfd = os.pidfd_open(os.getpid())
+        except OSError:
+            return -1
+        try:
+            advised = int(_process_madvise(_SYS_PROCESS_MADVISE, pidfd, where, len(batch), _MADV_REMOVE, 0))
+        finally:
+            os.close(pidfd)
+    return advised
+
+
+# ---- what a file holds ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def reopened(fd: int) -> Iterator[int]:
+    """A descriptor of the same file with an offset of its own, to be closed at the end; *fd* itself, put back to its
+    offset, where it cannot be opened again (no /proc, another user's file).
+
+    dup(2): duplicates "refer to the same open file description [...] and thus share file offset"; opening
+    /proc/self/fd/N (proc_pid_fd(5)) makes a new description.
+    """
+    try:
+        own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        offset = os.lseek(fd, 0, os.SEEK_CUR)
+        try:
+            yield fd
+        finally:
+            os.lseek(fd, offset, os.SEEK_SET)
+    else:
+        try:
+            yield own
+        finally:
+            os.close(own)
+
+
+def seek_extents(fd: int, start: int, end: int) -> array[int]:
+    """The data of a file between *start* and *end*, as extents. lseek(2): "SEEK_DATA Adjust the file offset to the next
+    location in the file greater than or equal to offset containing data", SEEK_HOLE likewise; ENXIO beyond the last data.
+
+    A file system may call data what is a hole (hugetlbfs does), and a hole what was allocated and never written.
+
+    :raises OSError: EINVAL where the file system knows neither
+    """
+    with reopened(fd) as own:
+        return _walk(own, start, end)
+
+
+def _walk(fd: int, start: int, end: int) -> array[int]:
+    found = array("q")
+    append = found.append
+    seek: Any = _lseek_released
+    position = start
+    while position < end:
+        data = seek(fd, position, os.SEEK_DATA)
+        if data < 0:
+            if _libc.last_errno() == errno.ENXIO:
+                break
+            raise _libc.error("lseek(SEEK_DATA)")
+        if data >= end:
+            break
+        hole = seek(fd, data, os.SEEK_HOLE)
+        if hole < 0:
+            if _libc.last_errno() == errno.ENXIO:  # truncated between the two calls
+                break
+            raise _libc.error("lseek(SEEK_HOLE)")
+        append(data)
+        append(min(end, hole))
+        # Where extents are short the GIL is kept: handing it over 131,072 times takes minutes beside a busy thread.
+        seek = _lseek_held if hole - position <= _SEEK_HELD_BYTES else _lseek_released
+        position = hole
+    return found
+
+
+class CacheStat(NamedTuple):
+    """Pages, of the processor's base size. cachestat(2)."""
+
+    cache: int
+    """In the page cache. Of a shmem file: in RAM."""
+    dirty: int
+    writeback: int
+    evicted: int
+    """Were in the cache before. Of a shmem file: swapped out."""
+    recently_evicted: int
+
+
+def cachestat(fd: int, offset: int, length: int) -> CacheStat | None:
+    """Count the pages of ``[offset, offset + length)`` in the page cache. cachestat(2), from Linux 6.5 on: "queries the page
+    cache statistics of a file". ``None`` where the kernel, a sandbox or the file (hugetlb) does not allow it.
+
+    :raises OSError: EBADF
+    """
+    if length <= 0:  # a length of 0 would mean: to the end of the file
+        return CacheStat(0, 0, 0, 0, 0)
+    what = array("Q", (offset, length))
+    result = array("Q", bytes(40))
+    if _cachestat(_SYS_CACHESTAT, fd, what.buffer_info()[0], result.buffer_info()[0], 0):
+        if _libc.last_errno() in (errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP):
+            return None
+        raise _libc.error("cachestat")
+    return CacheStat(*result)
+
+
+def fiemap_extents(fd: int, start: int, end: int) -> array[int]:
+    """The parts of ``[start, end)`` that have disk blocks or are about to get some, as extents.
+
+    ioctl_fiemap(2)/Documentation/filesystems/fiemap.rst: without FIEMAP_FLAG_SYNC nothing is written; extents that are
+    allocated and never written (FIEMAP_EXTENT_UNWRITTEN) and those whose place is still open (DELALLOC) are included.
+
+    :raises OSError: EOPNOTSUPP where the file system has no such call (tmpfs, hugetlbfs)
+    """
+    starts, ends = array("q"), array("q")
+    position = start
+    while position < end:
+        words = _fiemap(fd, position, end - position, _FIEMAP_BATCH if starts else _FIEMAP_FIRST)
+        offsets, lengths = words[4::7], words[6::7]
+        if not offsets:
+            break
+        starts += offsets
+        ends += array("q", map(int.__add__, offsets, lengths))
+        position = max(ends[-1], position + 1)
+        if words[-2] & _FIEMAP_EXTENT_LAST:
+            break
+    return intersect(from_starts_and_ends(starts, ends), start, end)
+
+
+def _fiemap(fd: int, start: int, length: int, capacity: int) -> array[int]:
+    """One FS_IOC_FIEMAP call: the header of 4 words (struct fiemap), then 7 words an extent (struct fiemap_extent):
+    logical offset, physical offset, length, 2 reserved, flags, reserved.
+    """
+    words = array("q", bytes(32 + 56 * capacity))
+    words[0], words[1], words[3] = start, length, capacity
+    while True:
+        try:
+            fcntl.ioctl(fd, _FS_IOC_FIEMAP, words, True)
+            break
+        except InterruptedError:
+            continue
+    mapped = words[2] >> 32  # fm_flags, fm_mapped_extents share a word
+    return words[: 4 + 7 * mapped]
+
+
+# ---- creating and sealing ---------------------------------------------------------------------------------------------
+
+
+def memfd(name: str, flags: int = 0) -> int:
+    """An empty file without a name in any directory: readable and writable by its owner only, close-on-exec, sealable.
+
+    memfd_create(2): MFD_NOEXEC_SEAL "marks the file as not executable and seals it from being changed", left out before
+    Linux 6.3. The mode is set, because it is 0777 otherwise and any user who gets at /proc/PID/fd could open it again.
+
+    :param flags: further ones, such as MFD_HUGETLB
+    :raises OSError: EMFILE, ENOMEM, EINVAL (the flags, or a name of more than 249 bytes)
+    """
+    flags |= MFD_CLOEXEC | MFD_ALLOW_SEALING
+    try:
+        fd = os.memfd_create(name, flags | MFD_NOEXEC_SEAL)
+    except OSError as reason:
+        if reason.errno != errno.EINVAL:
+            raise
+        fd = os.memfd_create(name, flags)
+    try:
+        os.fchmod(fd, 0o600)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def add_seals(fd: int, seals: int) -> None:
+    """Forbid what *seals* say, for all holders of the file and for good. fcntl(2), F_ADD_SEALS.
+
+    :raises OSError: EPERM (F_SEAL_SEAL is set), EBUSY (F_SEAL_WRITE and there are writable mappings), EINVAL (no such file)
+    """
+    fcntl.fcntl(fd, F_ADD_SEALS, seals)
+
+
+def get_seals(fd: int) -> int:
+    """The seals of a file. fcntl(2), F_GET_SEALS.
+
+    :raises OSError: EINVAL if the file cannot have any
+    """
+    return fcntl.fcntl(fd, F_GET_SEALS)

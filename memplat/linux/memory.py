@@ -1,0 +1,229 @@
+"""Address space: reserving it, mapping a file over it, advising, populating, and handing it out as memoryviews."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from pickle import PickleBuffer
+from typing import Any, Final
+
+from memplat.linux import _libc
+from memplat.ranges import HUGE_PAGE_SIZE, MIB, align_up
+
+# <asm-generic/mman-common.h>, <asm-generic/mman.h>; the same numbers on x86-64, arm64 and riscv64.
+PROT_NONE: Final = 0
+PROT_READ: Final = 1
+PROT_WRITE: Final = 2
+PROT_EXEC: Final = 4
+MAP_SHARED: Final = 0x01
+MAP_PRIVATE: Final = 0x02
+MAP_FIXED: Final = 0x10
+MAP_ANONYMOUS: Final = 0x20
+MAP_NORESERVE: Final = 0x4000
+MAP_FIXED_NOREPLACE: Final = 0x100000
+
+MADV_NORMAL: Final = 0
+MADV_RANDOM: Final = 1
+MADV_SEQUENTIAL: Final = 2
+MADV_WILLNEED: Final = 3
+MADV_DONTNEED: Final = 4
+MADV_REMOVE: Final = 9
+MADV_DONTFORK: Final = 10
+MADV_DOFORK: Final = 11
+MADV_HUGEPAGE: Final = 14
+MADV_NOHUGEPAGE: Final = 15
+MADV_DONTDUMP: Final = 16
+MADV_DODUMP: Final = 17
+MADV_COLD: Final = 20
+MADV_PAGEOUT: Final = 21
+MADV_POPULATE_READ: Final = 22
+MADV_POPULATE_WRITE: Final = 23
+MADV_COLLAPSE: Final = 25
+
+_MAP_FAILED: Final = ctypes.c_void_p(-1).value
+#: A populating call that a signal interrupts begins again: at 32 MiB (20 ms) no timer can keep it from getting on.
+_POPULATE_STEP: Final = 32 * MIB
+_PYBUF_READ: Final = 0x100  # <cpython/memoryobject.h>
+_PYBUF_WRITE: Final = 0x200
+
+_pointer = ctypes.c_void_p
+_size = ctypes.c_size_t
+_mmap = _libc.function(
+    _libc.RELEASED, "mmap", _pointer, (_pointer, _size, ctypes.c_int, ctypes.c_int, ctypes.c_int, _libc.LONG)
+)
+_munmap = _libc.function(_libc.RELEASED, "munmap", ctypes.c_int, (_pointer, _size))
+_mprotect = _libc.function(_libc.RELEASED, "mprotect", ctypes.c_int, (_pointer, _size, ctypes.c_int))
+_madvise = _libc.function(_libc.RELEASED, "madvise", ctypes.c_int, (_pointer, _size, ctypes.c_int))
+_mlock = _libc.function(_libc.RELEASED, "mlock", ctypes.c_int, (_pointer, _size))
+_memset = _libc.function(_libc.RELEASED, "memset", _pointer, (_pointer, ctypes.c_int, _size))
+_from_memory = ctypes.PYFUNCTYPE(ctypes.py_object, _pointer, ctypes.c_ssize_t, ctypes.c_int)(
+    ("PyMemoryView_FromMemory", ctypes.pythonapi)
+)
+
+
+def _map(address: int | None, length: int, protection: int, flags: int, fd: int = -1, offset: int = 0) -> int:
+    """mmap(2) itself. A new mapping's address; OSError with the call's errno."""
+    result = _mmap(address, length, protection, flags, fd, offset)
+    if result is None or result == _MAP_FAILED:
+        raise _libc.error("mmap")
+    return int(result)
+
+
+def reserve_address_space(length: int, alignment: int = HUGE_PAGE_SIZE) -> int:
+    """Reserve *length* bytes of address space that nothing is behind, and return its address.
+
+    mmap(2): PROT_NONE "Pages may not be accessed"; MAP_NORESERVE "Do not reserve swap space for this mapping". Costs no
+    memory. A multiple of *alignment*, a power of two: transparent huge pages need address and offset to be congruent
+    modulo 2 MiB, and MAP_FIXED of hugetlb pages needs a multiple of their size.
+
+    :raises OSError: ENOMEM if the address space, RLIMIT_AS or the number of mappings does not allow it
+    """
+    size = align_up(length, alignment)
+    flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+    found = _map(None, size + alignment, PROT_NONE, flags)
+    address = align_up(found, alignment)
+    if address > found:
+        unmap(found, address - found)
+    tail = found + size + alignment - (address + length)
+    if tail:
+        unmap(address + length, tail)
+    return address
+
+
+def map_shared(address: int, length: int, fd: int, offset: int, *, writable: bool = True) -> None:
+    """Map ``[offset, offset + length)`` of the file at *address*, over a reservation or over an earlier mapping.
+
+    mmap(2): MAP_FIXED "If the memory region specified by addr and length overlaps pages of any existing mapping(s), then
+    the overlapped part of the existing mapping(s) will be discarded". It is mapped PROT_NONE first and then mprotect(2)ed: a
+    hugetlb file *grows* to the length of a mapping that is writable from the start. After an error the part is reserved
+    address space again.
+
+    :raises OSError: ENOMEM, EACCES, EPERM (a sealed file), EINVAL (alignment)
+    """
+    reservation = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+    try:
+        _map(address, length, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, offset)
+    except OSError:
+        # Older kernels leave a hole, which another thread's mapping may have filled by now: never replace that.
+        _mmap(address, length, PROT_NONE, reservation | MAP_FIXED_NOREPLACE, -1, 0)
+        raise
+    try:
+        protect(address, length, PROT_READ | PROT_WRITE if writable else PROT_READ)
+    except OSError:
+        _map(address, length, PROT_NONE, reservation | MAP_FIXED)
+        raise
+
+
+def map_anywhere(length: int, fd: int, offset: int, protection: int, flags: int) -> int:
+    """Map a part of the file where the kernel likes, and return the address. mmap(2).
+
+    :raises OSError: the call's errno
+    """
+    return _map(None, length, protection, flags, fd, offset)
+
+
+def unmap(address: int, length: int) -> None:
+    """Give address space back. munmap(2): "further references to addresses within the range [...] generate invalid
+    memory references".
+
+    :raises OSError: EINVAL (alignment), ENOMEM (it would split a mapping and there are too many)
+    """
+    if _munmap(address, length):
+        raise _libc.error("munmap")
+
+
+def protect(address: int, length: int, protection: int) -> None:
+    """Change what may be done with mapped pages. mprotect(2).
+
+    :raises OSError: EACCES, EINVAL, ENOMEM
+    """
+    if _mprotect(address, length, protection):
+        raise _libc.error("mprotect")
+
+
+def madvise(address: int, length: int, advice: int) -> None:
+    """Give *advice* about mapped pages. madvise(2). Interrupted calls are repeated.
+
+    :raises OSError: EINVAL (the kernel does not know the advice, or not for this mapping), ENOMEM (not mapped), EAGAIN
+    """
+    while _madvise(address, length, advice):
+        if _libc.last_errno() != errno.EINTR:
+            raise _libc.error("madvise")
+
+
+def populate_write(address: int, length: int) -> None:
+    """Make pages present and writable, as if each had been written to, but with an error instead of a signal.
+
+    madvise(2): MADV_POPULATE_WRITE "Populate (prefault) page tables writable, faulting-in all pages in the range just as
+    if manually writing to each page". Content is kept. After an error a part may be populated.
+
+    :raises OSError: EFAULT if the host cannot supply a page; EHWPOISON; EINVAL before Linux 5.14; ENOMEM if not mapped
+    """
+    end = address + length
+    while address < end:
+        step = min(_POPULATE_STEP, end - address)
+        while _madvise(address, step, MADV_POPULATE_WRITE):
+            if _libc.last_errno() not in (errno.EINTR, errno.EAGAIN):
+                raise _libc.error("madvise(MADV_POPULATE_WRITE)")
+        address += step
+
+
+def lock(address: int, length: int) -> None:
+    """Keep pages in RAM. mlock(2): "All pages that contain a part of the specified address range are guaranteed to be
+    resident in RAM when the call returns successfully". It commits them. A locked mapping refuses MADV_REMOVE.
+
+    :raises OSError: ENOMEM or EPERM, by RLIMIT_MEMLOCK
+    """
+    if _mlock(address, length):
+        raise _libc.error("mlock")
+
+
+def zero(address: int, length: int) -> None:
+    """Set memory to zero, with the GIL released. Commits what is uncommitted; SIGBUS if the host cannot supply it."""
+    _memset(address, 0, length)
+
+
+def copy_from(address: int, length: int) -> bytes:
+    """The *length* bytes at *address*."""
+    return ctypes.string_at(address, length)
+
+
+def copy_to(address: int, data: bytes | bytearray | memoryview) -> None:
+    """Copy *data* to *address*."""
+    with memoryview(data) as view, view.cast("B") as source:
+        if source.nbytes:
+            exporter(address, source.nbytes, True)[:] = source
+
+
+def ima_workaround(fd: int, page_size: int) -> bool:
+    """Map one page PROT_EXEC and unmap it again; whether that was allowed. Never raises.
+
+    Where the Integrity Measurement Architecture is on, the kernel checksums a whole file when it is first mapped
+    executable. Done while the file is small, this is cheap; done later it reads a terabyte of holes.
+    """
+    try:
+        address = _map(None, page_size, PROT_EXEC, MAP_SHARED | MAP_NORESERVE, fd, 0)
+        unmap(address, page_size)
+    except OSError:
+        return False
+    return True
+
+
+def exporter(address: int, length: int, writable: bool) -> memoryview:
+    """The object that stands for ``[address, address + length)``: a memoryview to be passed to :func:`exported`.
+
+    It dies when the last view of it dies; a weak reference to it tells when. Nothing keeps the memory mapped but the
+    caller. ``PyMemoryView_FromMemory``, C API of Python.
+    """
+    view: memoryview = _from_memory(address, length, _PYBUF_WRITE if writable else _PYBUF_READ)
+    return view
+
+
+def exported(source: memoryview) -> memoryview:
+    """A view whose ``.obj`` is *source*, so that slices, casts and arrays made of it keep *source* alive.
+
+    ``memoryview(source)`` would share source's own buffer and leave ``.obj`` empty; :class:`pickle.PickleBuffer` passes the
+    request on to *source* itself. While such a view lives, ``source.release()`` raises BufferError.
+    """
+    buffer: Any = PickleBuffer(source)
+    return memoryview(buffer)
