@@ -29,10 +29,11 @@ def from_starts_and_ends(starts: array[int], ends: array[int]) -> array[int]:
     """Sorted ranges, given as two arrays ``"q"`` and possibly touching or overlapping, as extents."""
     if any(map(ge, ends, islice(starts, 1, None))):
         return _merged(starts, sorted(ends))
-    return _interleaved(starts, ends)
+    return interleaved(starts, ends)
 
 
-def _interleaved(starts: Iterable[int], ends: Iterable[int]) -> array[int]:
+def interleaved(starts: Iterable[int], ends: Iterable[int]) -> array[int]:
+    """Extents from their starts and their ends."""
     first, second = array("q", starts), array("q", ends)
     result = first + second
     result[0::2] = first
@@ -45,23 +46,23 @@ def _merged(starts: Sequence[int], ends: Sequence[int]) -> array[int]:
     if not starts:
         return empty()
     later = list(map(gt, islice(starts, 1, None), ends))
-    return _interleaved(
+    return interleaved(
         [starts[0], *compress(islice(starts, 1, None), later)],
         [*compress(ends, later), ends[-1]],
     )
 
 
-def union(a: Sequence[int], b: Sequence[int]) -> array[int]:
+def union(a: array[int], b: array[int]) -> array[int]:
     """What is in *a*, in *b*, or in both."""
-    return _merged(sorted([*a[0::2], *b[0::2]]), sorted([*a[1::2], *b[1::2]]))
+    return _merged(sorted(a[0::2] + b[0::2]), sorted(a[1::2] + b[1::2]))
 
 
-def intersection(a: Sequence[int], b: Sequence[int]) -> array[int]:
+def intersection(a: array[int], b: array[int]) -> array[int]:
     """What is in both *a* and *b*."""
-    starts = sorted([*a[0::2], *b[0::2]])
-    ends = sorted([*a[1::2], *b[1::2]])
+    starts = sorted(a[0::2] + b[0::2])
+    ends = sorted(a[1::2] + b[1::2])
     both = list(map(lt, islice(starts, 1, None), ends))
-    return _interleaved(compress(islice(starts, 1, None), both), compress(ends, both))
+    return interleaved(compress(islice(starts, 1, None), both), compress(ends, both))
 
 
 def intersect(extents: array[int], start: int, end: int) -> array[int]:
@@ -136,11 +137,13 @@ def validate(extents: Sequence[int], start: int, end: int, page_size: int) -> st
         return f"{len(flat)} offsets: a start without an end"
     if not flat:
         return None
-    if min(flat) < start or max(flat) > end:
-        return f"[{min(flat):#x}, {max(flat):#x}) reaches outside of the probed [{start:#x}, {end:#x})"
     lanes, ones = _lanes(flat), _repeated(1, len(flat))
+    if lanes & ones << 63:
+        return f"negative: {min(flat)}"
     if not _ascends(lanes, ones, len(flat)):
         return "not strictly ascending: " + _first_descent(flat)
+    if flat[0] < start or flat[-1] > end:
+        return f"[{flat[0]:#x}, {flat[-1]:#x}) reaches outside of the probed [{start:#x}, {end:#x})"
     if lanes & (ones * (page_size - 1)):
         odd = next(offset for offset in flat if offset % page_size)
         return f"{odd:#x} is no multiple of the page size {page_size}"

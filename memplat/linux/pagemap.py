@@ -8,7 +8,7 @@ import os
 from array import array
 from typing import Final
 
-from memplat.linux.extents import empty, from_starts_and_ends, moved
+from memplat.linux.extents import empty, interleaved, moved
 
 # <linux/fs.h>
 _PAGEMAP_SCAN: Final = 0xC0606610
@@ -63,7 +63,7 @@ def _scan(fd: int, address: int, start: int, end: int) -> array[int]:
         position = max(walked, ends[-1])
         if len(regions) < _REGIONS * _REGION_WORDS:
             regions = array("q", bytes(_REGION_BYTES * _REGIONS))
-    return moved(from_starts_and_ends(starts, ends), -address)
+    return moved(interleaved(starts, ends), -address)
 
 
 def _scan_once(fd: int, start: int, end: int, regions: array[int]) -> tuple[int, int]:

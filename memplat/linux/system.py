@@ -157,9 +157,9 @@ def _headroom(cgroup: Path) -> int | None:
     used = _number(cgroup / "memory.current", cgroup / "memory.usage_in_bytes")
     if used is None:
         return None
-    statistics = dict(re.findall(r"^(\w+) (\d+)$", _text(cgroup / "memory.stat"), re.MULTILINE))
+    statistics: dict[str, str] = dict(re.findall(r"^(\w+) (\d+)$", _text(cgroup / "memory.stat"), re.MULTILINE))
     droppable = sum(
-        int(statistics.get("total_" + name, statistics.get(name, 0))) for name in ("inactive_file", "active_file")
+        int(statistics.get("total_" + name, statistics.get(name, "0"))) for name in ("inactive_file", "active_file")
     )
     return max(0, limit - used) + droppable + _swap_room(cgroup)
 
