@@ -1,8 +1,8 @@
 """The C library, called with the GIL released or held, and its errors.
 
-A call through :data:`RELEASED` lets other Python threads run meanwhile, and has to wait up to a switch interval (5 ms) to
-get the GIL back if one of them is busy. A call through :data:`HELD` never waits: right for what takes microseconds and
-is done thousands of times in a row.
+A call through :data:`RELEASED` lets other Python threads run meanwhile, and has to wait up to a switch interval (5 ms)
+to get the GIL back if one of them is busy. A call through :data:`HELD` never waits: right for what takes microseconds
+and is done thousands of times in a row.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Extents: flat sorted arrays ``start0, end0, start1, end1, …`` of half-open ranges that do not even touch. Pure.
 
 65,536 extents are common, so nothing here loops over them in Python: sorting, slicing, :func:`map` and
-:func:`itertools.compress` do. What makes that possible: sort all starts and all ends of two extent lists apart from each
-other. At the i-th start (from 0), i ranges have begun before. If the (i-1)-th end is below it, all of them have ended: a
-piece of the union begins. If the (i-1)-th end is above it, one other range is open, which ends there: a piece of the intersection.
+:func:`itertools.compress` do. What makes that possible: sort all starts and all ends of two extent lists apart from
+each other. At the i-th start (from 0), i ranges have begun before. If the (i-1)-th end is below it, all of them have
+ended: a piece of the union begins. If the (i-1)-th end is above it, one other range is open, which ends there: a piece
+of the intersection.
 """
 
 from __future__ import annotations
@@ -114,8 +115,8 @@ def moved(extents: array[int], distance: int) -> array[int]:
 
 
 def _lanes(extents: array[int]) -> int:
-    """All offsets as one long integer, 64 bits each, the first one lowest. Arithmetic on it takes a sixth of the time of
-    a loop in C over Python integers. Offsets are below 2**63: no lane carries into or borrows from the next.
+    """All offsets as one long integer, 64 bits each, the first one lowest. Arithmetic on it takes a sixth of the time
+    of a loop in C over Python integers. Offsets are below 2**63: no lane carries into or borrows from the next.
     """
     return int.from_bytes(extents.tobytes(), "little")
 
@@ -151,8 +152,8 @@ def validate(extents: Sequence[int], start: int, end: int, page_size: int) -> st
 
 
 def _ascends(lanes: int, ones: int, count: int) -> bool:
-    """Whether each lane is less than the next. With the top bit set in the greater one, the difference less one keeps that
-    bit exactly where the greater one really is greater.
+    """Whether each lane is less than the next. With the top bit set in the greater one, the difference less one keeps
+    that bit exactly where the greater one really is greater.
     """
     below = ~(-1 << 64 * (count - 1))
     tops = (ones & below) << 63

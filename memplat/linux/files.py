@@ -43,7 +43,8 @@ _FIEMAP_FIRST: Final = 128
 _FIEMAP_BATCH: Final = 8192
 _FIEMAP_EXTENT_LAST: Final = 1
 
-# System calls that C libraries have no wrapper for; since Linux 5.0 the numbers are the same on all architectures but alpha.
+# System calls that C libraries have no wrapper for; since Linux 5.0 the numbers are the same on all architectures but
+# alpha.
 _SYS_PROCESS_MADVISE: Final = 440
 _SYS_CACHESTAT: Final = 451
 _MADV_REMOVE: Final = 9
@@ -52,7 +53,8 @@ _IOV_MAX: Final = 1024
 #: import_iovec() in the kernel cuts a vector off at 2 GiB less a page, wherever that is within a huge page.
 _VECTOR_BYTES: Final = GIB
 
-#: A punch of so much takes about 40 us: less than it may cost to get the GIL back, and no harm to those who wait for it.
+#: A punch of so much takes about 40 us: less than it may cost to get the GIL back, and no harm to those who wait for
+#: it.
 _PUNCH_HELD_BYTES: Final = 256 * KIB
 #: A seek over so much data takes about 30 us, for the same trade.
 _SEEK_HELD_BYTES: Final = 4 * MIB
@@ -77,14 +79,15 @@ _cachestat = _libc.function(
 )
 
 
-# ---- storage ----------------------------------------------------------------------------------------------------------
+# ---- storage ---------------------------------------------------------------------------------------------------------
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """Allocate or give back storage of a file. fallocate(2), the system call itself: ``posix_fallocate`` is emulated by
     writing zeros where the file system has no such call. Interrupted calls are repeated.
 
-    :raises OSError: ENOSPC, EOPNOTSUPP, EPERM (a sealed file), EBADF (not writable); some file systems keep the part done
+    :raises OSError: ENOSPC, EOPNOTSUPP, EPERM (a sealed file), EBADF (not writable); some file systems keep the part
+        done
     """
     while _fallocate_released(fd, mode, offset, length):
         if _libc.last_errno() != errno.EINTR:
@@ -94,8 +97,9 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 def punch_hole(fd: int, offset: int, length: int) -> None:
     """Give the storage of a part of a file back; it reads as zeros afterwards.
 
-    fallocate(2): FALLOC_FL_PUNCH_HOLE "deallocates space (i.e., creates a hole) [...] Within the specified range, partial
-    filesystem blocks are zeroed, and whole filesystem blocks are removed from the file". Up to 256 KiB with the GIL held.
+    fallocate(2): FALLOC_FL_PUNCH_HOLE "deallocates space (i.e., creates a hole) [...] Within the specified range,
+    partial filesystem blocks are zeroed, and whole filesystem blocks are removed from the file". Up to 256 KiB with the
+    GIL held.
 
     :raises OSError: as :func:`fallocate`
     """
@@ -108,11 +112,12 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
 def punch_batch(fd: int, address: int | None, ranges: Sequence[FileRange]) -> None:
     """Give the storage of many parts of a file back, with as few hand-overs of the GIL as possible, in order.
 
-    With *address*, where offset 0 stands in a writable shared mapping of the same file: process_madvise(2) of this process
-    with MADV_REMOVE (from Linux 6.13 on), 1024 ranges a call. Wherever that stops, for whatever reason, fallocate(2) decides
-    about that range. Without *address*, or where the kernel cannot, fallocate(2) for each.
+    With *address*, where offset 0 stands in a writable shared mapping of the same file: process_madvise(2) of this
+    process with MADV_REMOVE (from Linux 6.13 on), 1024 ranges a call. Wherever that stops, for whatever reason,
+    fallocate(2) decides about that range. Without *address*, or where the kernel cannot, fallocate(2) for each.
 
-    :raises OSError: as :func:`fallocate`, of the first range that failed; all ranges before it are punched, none after it
+    :raises OSError: as :func:`fallocate`, of the first range that failed; all ranges before it are punched, none after
+        it
     """
     done = 0
     if address is not None and len(ranges) > 1:
@@ -122,17 +127,18 @@ def punch_batch(fd: int, address: int | None, ranges: Sequence[FileRange]) -> No
 
 
 def _remove_vectors(fd: int, address: int, ranges: Sequence[FileRange]) -> int:
-    """Punch ranges from the first on with process_madvise; how many are done when the kernel turned out not to be able."""
+    """Punch ranges from the first on with process_madvise; how many are done when the kernel turned out not to be
+    able.
+    """
     done = 0
     while done < len(ranges):
         batch = _next_vector(ranges, done)
-        wanted = sum(end - start for start, end in batch)
-        advised = _advise_removal(address, batch) if wanted else 0
+        advised = _advise_removal(address, batch) if batch else 0
         if advised < 0 and _libc.last_errno() == errno.EINTR:
             continue
         finished = _whole_ranges(batch, advised)
         done += finished
-        if finished == len(batch) and batch:
+        if batch and finished == len(batch):
             continue
         punch_hole(fd, ranges[done].start, ranges[done].length)  # raises what is wrong with this very range
         done += 1
@@ -163,8 +169,8 @@ def _whole_ranges(batch: Sequence[FileRange], nbytes: int) -> int:
 
 def _advise_removal(address: int, batch: Sequence[FileRange]) -> int:
     """process_madvise(2): "On success, process_madvise() returns the number of bytes advised. This return value may be
-    less than the total number of requested bytes, if an error occurred after some iovec elements were already processed".
-    -1 on error.
+    less than the total number of requested bytes, if an error occurred after some iovec elements were already
+    processed". -1 on error.
     """
     vector = array("Q", [word for start, end in batch for word in (address + start, end - start)])
     where, _ = vector.buffer_info()
@@ -181,7 +187,7 @@ def _advise_removal(address: int, batch: Sequence[FileRange]) -> int:
     return advised
 
 
-# ---- what a file holds ------------------------------------------------------------------------------------------------
+# ---- what a file holds -----------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -209,7 +215,8 @@ def reopened(fd: int) -> Iterator[int]:
 
 def seek_extents(fd: int, start: int, end: int) -> array[int]:
     """The data of a file between *start* and *end*, as extents. lseek(2): "SEEK_DATA Adjust the file offset to the next
-    location in the file greater than or equal to offset containing data", SEEK_HOLE likewise; ENXIO beyond the last data.
+    location in the file greater than or equal to offset containing data", SEEK_HOLE likewise; ENXIO beyond the last
+    data.
 
     A file system may call data what is a hole (hugetlbfs does), and a hole what was allocated and never written.
 
@@ -258,8 +265,8 @@ class CacheStat(NamedTuple):
 
 
 def cachestat(fd: int, offset: int, length: int) -> CacheStat | None:
-    """Count the pages of ``[offset, offset + length)`` in the page cache. cachestat(2), from Linux 6.5 on: "queries the page
-    cache statistics of a file". ``None`` where the kernel, a sandbox or the file (hugetlb) does not allow it.
+    """Count the pages of ``[offset, offset + length)`` in the page cache. cachestat(2), from Linux 6.5 on: "queries the
+    page cache statistics of a file". ``None`` where the kernel, a sandbox or the file (hugetlb) does not allow it.
 
     :raises OSError: EBADF
     """
@@ -313,7 +320,7 @@ def _fiemap(fd: int, start: int, length: int, capacity: int) -> array[int]:
     return words[: 4 + 7 * mapped]
 
 
-# ---- creating and sealing ---------------------------------------------------------------------------------------------
+# ---- creating and sealing --------------------------------------------------------------------------------------------
 
 
 def memfd(name: str, flags: int = 0) -> int:
@@ -343,7 +350,8 @@ def memfd(name: str, flags: int = 0) -> int:
 def add_seals(fd: int, seals: int) -> None:
     """Forbid what *seals* say, for all holders of the file and for good. fcntl(2), F_ADD_SEALS.
 
-    :raises OSError: EPERM (F_SEAL_SEAL is set), EBUSY (F_SEAL_WRITE and there are writable mappings), EINVAL (no such file)
+    :raises OSError: EPERM (F_SEAL_SEAL is set), EBUSY (F_SEAL_WRITE and there are writable mappings), EINVAL (no such
+        file)
     """
     fcntl.fcntl(fd, F_ADD_SEALS, seals)
 

@@ -93,10 +93,10 @@ def reserve_address_space(length: int, alignment: int = HUGE_PAGE_SIZE) -> int:
 def map_shared(address: int, length: int, fd: int, offset: int, *, writable: bool = True) -> None:
     """Map ``[offset, offset + length)`` of the file at *address*, over a reservation or over an earlier mapping.
 
-    mmap(2): MAP_FIXED "If the memory region specified by addr and length overlaps pages of any existing mapping(s), then
-    the overlapped part of the existing mapping(s) will be discarded". It is mapped PROT_NONE first and then mprotect(2)ed: a
-    hugetlb file *grows* to the length of a mapping that is writable from the start. After an error the part is reserved
-    address space again.
+    mmap(2): MAP_FIXED "If the memory region specified by addr and length overlaps pages of any existing mapping(s),
+    then the overlapped part of the existing mapping(s) will be discarded". It is mapped PROT_NONE first and then
+    mprotect(2)ed: a hugetlb file *grows* to the length of a mapping that is writable from the start. After an error the
+    part is reserved address space again.
 
     :raises OSError: ENOMEM, EACCES, EPERM (a sealed file), EINVAL (alignment)
     """
@@ -154,8 +154,8 @@ def madvise(address: int, length: int, advice: int) -> None:
 def populate_write(address: int, length: int) -> None:
     """Make pages present and writable, as if each had been written to, but with an error instead of a signal.
 
-    madvise(2): MADV_POPULATE_WRITE "Populate (prefault) page tables writable, faulting-in all pages in the range just as
-    if manually writing to each page". Content is kept. After an error a part may be populated.
+    madvise(2): MADV_POPULATE_WRITE "Populate (prefault) page tables writable, faulting-in all pages in the range just
+    as if manually writing to each page". Content is kept. After an error a part may be populated.
 
     :raises OSError: EFAULT if the host cannot supply a page; EHWPOISON; EINVAL before Linux 5.14; ENOMEM if not mapped
     """
@@ -222,8 +222,8 @@ def exporter(address: int, length: int, writable: bool) -> memoryview:
 def exported(source: memoryview) -> memoryview:
     """A view whose ``.obj`` is *source*, so that slices, casts and arrays made of it keep *source* alive.
 
-    ``memoryview(source)`` would share source's own buffer and leave ``.obj`` empty; :class:`pickle.PickleBuffer` passes the
-    request on to *source* itself. While such a view lives, ``source.release()`` raises BufferError.
+    ``memoryview(source)`` would share source's own buffer and leave ``.obj`` empty; :class:`pickle.PickleBuffer` passes
+    the request on to *source* itself. While such a view lives, ``source.release()`` raises BufferError.
     """
     buffer: Any = PickleBuffer(source)
     return memoryview(buffer)

@@ -1,4 +1,6 @@
-"""What the host is like: sizes, limits, huge pages, and what the kernel can do. Read from /proc and /sys, never changed."""
+"""What the host is like: sizes, limits, huge pages, and what the kernel can do. Read from /proc and /sys, never
+changed.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ class HugePagePool(NamedTuple):
 
 
 def huge_page_pools() -> dict[int, HugePagePool]:
-    """The pools by page size in bytes, smallest first; empty where the kernel has no hugetlb. /sys/kernel/mm/hugepages."""
+    """The pools by page size in bytes, smallest first; empty where the kernel has no hugetlb.
+    /sys/kernel/mm/hugepages.
+    """
     pools = []
     for directory in _HUGE_PAGES.glob("hugepages-*kB"):
         size = int(directory.name.removeprefix("hugepages-").removesuffix("kB")) * KIB
@@ -76,10 +80,12 @@ def default_huge_page_size() -> int | None:
 
 
 def shmem_huge_pages() -> str:
-    """When the kernel takes transparent huge pages for memfds: always, within_size, advise, never, deny, force; "" unknown.
+    """When the kernel takes transparent huge pages for memfds: always, within_size, advise, never, deny, force; ""
+    unknown.
 
-    Documentation/admin-guide/mm/transhuge.rst: "/sys/kernel/mm/transparent_hugepage/shmem_enabled". The setting for 2 MiB
-    pages (hugepages-2048kB/shmem_enabled, Linux 6.11) overrides it unless it is "inherit"; deny and force override both.
+    Documentation/admin-guide/mm/transhuge.rst: "/sys/kernel/mm/transparent_hugepage/shmem_enabled". The setting for 2
+    MiB pages (hugepages-2048kB/shmem_enabled, Linux 6.11) overrides it unless it is "inherit"; deny and force override
+    both.
     """
     everywhere = _selected(_THP / "shmem_enabled")
     this_size = _selected(_THP / "hugepages-2048kB" / "shmem_enabled")
@@ -119,15 +125,25 @@ def kernel_features() -> dict[str, bool]:
     return {name: release >= first for name, first in since.items()}
 
 
-# ---- memory cgroups ---------------------------------------------------------------------------------------------------
+def commit_headroom() -> int | None:
+    """How many bytes this process can still commit before the host or a memory cgroup begins to kill, or ``None`` if
+    nobody knows. Best effort: others commit memory meanwhile.
+    """
+    host = host_memory()
+    rooms = [host.available + host.swap_free] if host.available else []
+    cgroup = read_cgroup_headroom()
+    return min(rooms if cgroup is None else [*rooms, cgroup], default=None)
+
+
+# ---- memory cgroups --------------------------------------------------------------------------------------------------
 
 
 def read_cgroup_headroom() -> int | None:
     """How many bytes this process can still commit before a memory cgroup's limit kills it; ``None`` without a limit.
 
     Best effort: the least over all levels of limit less usage, and what the kernel would drop (page cache of files) or
-    swap out first is added. cgroups(7); Documentation/admin-guide/cgroup-v2.rst: memory.max "memory usage hard limit. [...] If
-    a cgroup's memory usage reaches this limit and can't be reduced, the OOM killer is invoked".
+    swap out first is added. cgroups(7); Documentation/admin-guide/cgroup-v2.rst: memory.max "memory usage hard limit.
+    [...] If a cgroup's memory usage reaches this limit and can't be reduced, the OOM killer is invoked".
     """
     rooms = [room for directory in _memory_cgroups() if (room := _headroom(directory)) is not None]
     return min(rooms, default=None)
