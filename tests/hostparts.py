@@ -1,0 +1,231 @@
+"""Real parts of the host for tests: file systems on loop devices, tmpfs, huge pages, swap, another process.
+
+Each is a context manager that puts everything back, also after a failure. What the host does not have, or only root may
+do, is a skip with the reason (:mod:`tests.needs`). The fixtures at the end are to be imported by a conftest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.needs import need_root, needs
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+#: mkfs programs and the least image that they agree to; xfs refuses less than 300 MiB.
+FILE_SYSTEMS = {"ext4": 64 * MIB, "xfs": 300 * MIB, "btrfs": 128 * MIB}
+_FEATURES = {"tmpfs": "tmpfs", "hugetlbfs": "hugetlb"}
+_MKFS = {"ext4": ("-q", "-b", "4096"), "xfs": ("-q",), "btrfs": ("-q",)}
+
+
+def run(*command: str) -> str:
+    """Run a program of the host, and return what it printed; a failure shows what it complained about."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(
+            f"{' '.join(command)}: status {done.returncode}: {done.stderr.strip() or done.stdout.strip()}"
+        )
+    return done.stdout
+
+
+@contextlib.contextmanager
+def loop_mount(fstype: str, size: int | None = None, mkfs_args: Sequence[str] | None = None) -> Iterator[Path]:
+    """A new file system *fstype* in an image of *size* bytes, mounted; yields the mount point."""
+    need_root(f"mounting {fstype}")
+    if shutil.which(f"mkfs.{fstype}") is None:
+        needs(fstype, f"mkfs.{fstype} is not installed")
+    if not Path("/dev/loop-control").exists():
+        needs("loop", "there is no /dev/loop-control")
+    with tempfile.TemporaryDirectory(prefix="memplat-") as scratch:
+        image, target = Path(scratch, "image"), Path(scratch, "mounted")
+        target.mkdir()
+        with image.open("wb") as file:
+            file.truncate(FILE_SYSTEMS.get(fstype, 64 * MIB) if size is None else size)
+        run(f"mkfs.{fstype}", *(_MKFS.get(fstype, ()) if mkfs_args is None else mkfs_args), str(image))
+        try:
+            run("mount", "-o", "loop", "-t", fstype, str(image), str(target))
+        except RuntimeError as reason:
+            needs(fstype, str(reason))
+        try:
+            yield target
+        finally:
+            run("umount", str(target))
+
+
+@contextlib.contextmanager
+def mounted(fstype: str, *options: str) -> Iterator[Path]:
+    """A file system without a device (tmpfs, ramfs, hugetlbfs), mounted; yields the mount point."""
+    need_root(f"mounting {fstype}")
+    with tempfile.TemporaryDirectory(prefix="memplat-") as scratch:
+        try:
+            run("mount", "-t", fstype, *(["-o", ",".join(options)] if options else []), "memplat-test", scratch)
+        except RuntimeError as reason:
+            if fstype in _FEATURES:
+                needs(_FEATURES[fstype], str(reason))
+            raise
+        try:
+            yield Path(scratch)
+        finally:
+            run("umount", scratch)
+
+
+@contextlib.contextmanager
+def tmpfs_mount(size: int) -> Iterator[Path]:
+    """A tmpfs that holds *size* bytes."""
+    with mounted("tmpfs", f"size={size}") as path:
+        yield path
+
+
+_held_settings: set[Path] = set()
+
+
+@contextlib.contextmanager
+def _nobody_else(file: Path) -> Iterator[None]:
+    """Keep other test runs on this host from changing the same setting meanwhile: a lock on the file itself, flock(2)."""
+    if file in _held_settings:
+        yield
+        return
+    with file.open() as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        _held_settings.add(file)
+        try:
+            yield
+        finally:
+            _held_settings.discard(file)
+
+
+@contextlib.contextmanager
+def setting(path: str | Path, value: str) -> Iterator[None]:
+    """A file of /proc or /sys set to *value*, and back to what it was: the word in brackets where there are any."""
+    need_root(f"setting {path}")
+    file = Path(path)
+    with _nobody_else(file):
+        before = file.read_text().strip()
+        if "[" in before:
+            before = before.partition("[")[2].partition("]")[0]
+        try:
+            file.write_text(value)
+            yield
+        finally:
+            file.write_text(before)
+
+
+@contextlib.contextmanager
+def hugetlb_pool(pages: int, page_size: int = 2 * MIB) -> Iterator[None]:
+    """A pool of exactly *pages* huge pages of *page_size* bytes, all of them free."""
+    directory = Path(f"/sys/kernel/mm/hugepages/hugepages-{page_size // KIB}kB")
+    if not directory.exists():
+        needs("hugetlb", f"the kernel has no huge pages of {page_size // KIB} KiB")
+    with setting(directory / "nr_hugepages", str(pages)):
+        got = int((directory / "nr_hugepages").read_text())
+        if got != pages:
+            needs("hugetlb", f"the host gives {got} instead of {pages} huge pages of {page_size // KIB} KiB")
+        yield
+
+
+@contextlib.contextmanager
+def swap_file(size: int) -> Iterator[Path]:
+    """*size* bytes of swap, in a file."""
+    need_root("adding swap")
+    with tempfile.TemporaryDirectory(prefix="memplat-") as scratch:
+        path = Path(scratch, "swap")
+        path.touch(mode=0o600)
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+        run("mkswap", str(path))
+        try:
+            run("swapon", str(path))
+        except RuntimeError as reason:
+            needs("swap", str(reason))
+        try:
+            yield path
+        finally:
+            run("swapoff", str(path))
+
+
+def in_another_process(code: str, *arguments: object, fds: Sequence[int] = ()) -> str:
+    """Run Python *code* in a new interpreter that knows nothing of memplat; ``sys.argv[1:]`` are *arguments*, *fds* are
+    inherited. Returns what it printed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", textwrap.dedent(code), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        pass_fds=tuple(fds),
+    )
+    if done.returncode:
+        raise AssertionError(f"the other process ended with {done.returncode}: {done.stderr}")
+    return done.stdout
+
+
+def touch_elsewhere(fd: int, offsets: Sequence[int], length: int, *, write: bool = True) -> None:
+    """Let another process map the file and write to (or read from) one byte at each of *offsets*."""
+    in_another_process(
+        """
+        import mmap, os, sys
+        fd, length, write, *offsets = map(int, sys.argv[1:])
+        with mmap.mmap(fd, length) as mapping:
+            for offset in offsets:
+                if write:
+                    mapping[offset] = 1
+                else:
+                    mapping[offset]
+        """,
+        fd,
+        length,
+        int(write),
+        *offsets,
+        fds=[fd],
+    )
+
+
+# ---- fixtures ---------------------------------------------------------------------------------------------------------
+
+
+def _mount_fixture(fstype: str, size: int) -> Iterator[Path]:
+    with loop_mount(fstype, size) as path:
+        yield path
+
+
+@pytest.fixture(scope="session")
+def ext4_directory() -> Iterator[Path]:
+    """256 MiB of ext4 with 4 KiB blocks."""
+    yield from _mount_fixture("ext4", 256 * MIB)
+
+
+@pytest.fixture(scope="session")
+def xfs_directory() -> Iterator[Path]:
+    """512 MiB of xfs."""
+    yield from _mount_fixture("xfs", 512 * MIB)
+
+
+@pytest.fixture(scope="session")
+def btrfs_directory() -> Iterator[Path]:
+    """256 MiB of btrfs."""
+    yield from _mount_fixture("btrfs", 256 * MIB)
+
+
+@pytest.fixture(scope="session")
+def tmpfs_directory() -> Iterator[Path]:
+    """256 MiB of tmpfs."""
+    with tmpfs_mount(256 * MIB) as path:
+        yield path
+
+
+@pytest.fixture(scope="session")
+def any_disk_directory(request: pytest.FixtureRequest) -> Path:
+    """The directory that the parameter names: ext4, xfs, btrfs or tmpfs. For indirect parametrisation."""
+    directory: Path = request.getfixturevalue(f"{request.param}_directory")
+    return directory
