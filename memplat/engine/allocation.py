@@ -1,0 +1,273 @@
+"""Allocating: finding room, growing the file, and keeping what the mode promises about touching the pages."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import IO, Final
+
+from memplat.engine import pages
+from memplat.engine.reclaim import Reclaimer
+from memplat.engine.state import EngineState
+from memplat.errors import InvalidArgumentError, OutOfMemory
+from memplat.memory import Fill
+from memplat.ranges import GIB, MIB, FileRange, align_down, align_up, format_size
+from memplat.types import AllocationMode, AllocationRequest, Direction, MemoryKind
+
+FIRST_GROWTH: Final = 16 * MIB
+MAX_GROWTH: Final = 1 * GIB
+_FILL_STEP: Final = 1 * MIB
+
+_RECYCLING: Final = (AllocationMode.WILL_COMMIT, AllocationMode.COMMITTED)
+
+
+class Allocator:
+    """Everything about an allocation that is not one look into the page table."""
+
+    def __init__(self, state: EngineState, reclaimer: Reclaimer, write: Callable[[int, memoryview], None]) -> None:
+        self._state = state
+        self._reclaimer = reclaimer
+        self._write = write
+        self._growing = threading.Lock()
+        self._asking = threading.local()
+        # Where the backend's safe default is RESERVED, populating alone does not keep a touch from failing later.
+        self._reserves_first = state.backend.info.default_mode is AllocationMode.RESERVED
+
+    def allocate(self, request: AllocationRequest, fill: Fill | None) -> FileRange:
+        """Allocate pages that are ready for use, or raise and leave everything as it was."""
+        source = _source(fill, request.length)
+        taken, unknown = self._take(request)
+        state = self._state
+        try:
+            self._prepare(request, taken, unknown)
+            if source is not None:
+                self._fill(source, taken)
+        except BaseException:
+            with state.lock:
+                state.table.decref(*taken)
+                state.wake()
+            raise
+        finally:
+            state.leave()
+        return taken
+
+    # -- finding pages ------------------------------------------------------------------------------------------------
+
+    def _take(self, request: AllocationRequest) -> tuple[FileRange, bool]:
+        """Pages with one reference, and whether their content is unknown. Enters the call into flight."""
+        state = self._state
+        # The waste of a huge page stays committed until all of it is waste: using it again costs nothing.
+        recycle = request.huge or request.mode in _RECYCLING
+        down = request.direction is Direction.DOWN
+        wanted = request.length, str(request.kind), request.owner
+        while True:
+            with state.lock:
+                state.check_locked()
+                table = state.table
+                size = table.size
+                taken = table.recycle(*wanted, down=down, huge=request.huge) if recycle else None
+                unknown = taken is not None
+                if taken is None:
+                    taken = table.allocate(*wanted, down=down, huge=request.huge)
+                if taken is not None:
+                    if unknown:
+                        state.counters["recycled_bytes"] += request.length
+                    state.enter_locked()
+                    return taken, unknown or state.exposed
+            self._make_room(request, size)
+
+    def _make_room(self, request: AllocationRequest, seen_size: int) -> None:
+        """Make it worthwhile to look again, or raise :class:`OutOfMemory`."""
+        state = self._state
+        cause: OSError | None = None
+        try:
+            if self._grow(request, seen_size):
+                return
+        except OSError as error:
+            cause = error
+        with state.lock:
+            state.check_locked()
+            if state.table.borrow(request.length, huge=request.huge):
+                return
+        if self._reclaimer.make_room() or self._ask(request):
+            return
+        raise self._out_of_memory(request, cause) from cause
+
+    def _ask(self, request: AllocationRequest) -> bool:
+        """Ask the user's hook to free something; whether it has."""
+        state = self._state
+        memory = state.memory() if state.memory is not None else None
+        if memory is None or getattr(self._asking, "now", False):
+            return False  # never nested
+        frees = state.table.frees
+        self._asking.now = True
+        try:
+            said = state.hooks.memplat_out_of_memory(memory=memory, request=request)
+        finally:
+            self._asking.now = False
+        if not said or state.table.frees == frees:
+            return False
+        self._reclaimer.make_room()
+        return True
+
+    def _out_of_memory(self, request: AllocationRequest, cause: OSError | None) -> OutOfMemory:
+        state = self._state
+        with state.lock:
+            table = state.table
+            used = sum(table.allocated.values())
+            rest = (
+                f"of {format_size(table.size)} in the file {format_size(used)} are in use, "
+                f"{format_size(table.free_bytes())} free (longest run {format_size(table.largest_free())}), "
+                f"{format_size(table.waste)} waste"
+            )
+        what = f"cannot allocate {request.length} bytes ({request.kind}, owner {request.owner}, {request.mode})"
+        if cause is not None:
+            return OutOfMemory(f"{what}: the host refused ({cause}); {rest}", requested=request.length)
+        return OutOfMemory(
+            f"{what} within max_size {state.max_size} ({format_size(state.max_size)}): {rest}; raise max_size or free pages",
+            requested=request.length,
+            limit=state.max_size,
+            used=used,
+        )
+
+    # -- growing ------------------------------------------------------------------------------------------------------
+
+    def _grow(self, request: AllocationRequest, seen_size: int) -> bool:
+        """Make the file larger. True: look again; False: ``max_size`` forbids it.
+
+        :raises OSError: the host forbids it
+        """
+        state = self._state
+        with self._growing:
+            with state.lock:
+                state.check_locked()
+                size = state.table.size
+                if size != seen_size:
+                    return True  # somebody else has grown it meanwhile
+                unit = state.table.huge_unit
+                tail = state.table.tail(huge=request.huge)
+                needed = (align_up(tail, unit) if request.length >= unit else tail) + request.length
+                if needed > state.max_size:
+                    return False
+                state.enter_locked()
+            try:
+                self._grow_to(self._target(size, needed), needed, huge=request.huge)
+            finally:
+                state.leave()
+            return True
+
+    def _target(self, size: int, needed: int) -> int:
+        """How far to grow: 16 MiB first, doubling, at most 1 GiB at a time, and as far as is needed."""
+        target = max(needed, FIRST_GROWTH, size + min(size, MAX_GROWTH))
+        return min(align_up(target, self._state.table.huge_unit), self._state.max_size)
+
+    def _grow_to(self, target: int, needed: int, *, huge: bool) -> None:
+        state, file = self._state, self._state.file
+        size = file.size
+        # What a peer has put beyond our end is not zero: it comes in as waste.
+        dirty_end = os.fstat(file.fd).st_size
+        try:
+            done = state.hooks.memplat_grow(file=file, size=target)
+        except OSError:
+            if target == needed:
+                raise
+            target = needed
+            done = state.hooks.memplat_grow(file=file, size=target)
+        if not done or os.fstat(file.fd).st_size < target:
+            raise state.broken("memplat_grow", f"did not make the file {target} bytes long")
+        state.mapping.map_part(file.fd, size, target)
+        if not state.options.core_dump:
+            state.mapping.exclude_from_core_dumps(size, target)
+        state.hooks.memplat_mapped(file=file, start=size, end=target)
+        with state.lock:
+            state.table.extend(target, huge=huge, dirty_end=align_up(dirty_end, file.page_size))
+            file.size = target
+            if state.table.waste:
+                state.wake()
+
+    # -- making pages ready -------------------------------------------------------------------------------------------
+
+    def _prepare(self, request: AllocationRequest, taken: FileRange, unknown: bool) -> None:
+        while True:
+            try:
+                self._keep_promise(request.mode, taken, unknown)
+                return
+            except OSError as error:
+                if not (self._reclaimer.make_room() or self._ask(request)):
+                    raise self._out_of_memory(request, error) from error
+
+    def _keep_promise(self, mode: AllocationMode, taken: FileRange, unknown: bool) -> None:
+        """Make the pages zero, and as reserved or committed as *mode* says.
+
+        :raises OSError: the host is short of memory
+        """
+        state = self._state
+        if mode is AllocationMode.RESERVED or (mode is AllocationMode.COMMITTED and self._reserves_first):
+            if not state.hooks.memplat_reserve(file=state.file, ranges=[taken]):
+                raise state.broken("memplat_reserve", "did not say True: no implementation has reserved the pages")
+            with state.lock:
+                state.table.flag(*taken, pages.RESERVED)
+        if unknown:
+            state.zero_by_hand([taken])
+        if mode is AllocationMode.COMMITTED:
+            state.mapping.populate(*taken)
+
+    def _fill(self, source: memoryview | IO[bytes], taken: FileRange) -> None:
+        """Copy *source* to the front of the pages; a reader that ends early leaves zeros."""
+        if isinstance(source, memoryview):
+            self._write(taken.start, source)
+            return
+        offset = taken.start
+        while offset < taken.end:
+            wanted = min(_FILL_STEP, taken.end - offset)
+            data = source.read(wanted)
+            if not isinstance(data, (bytes, bytearray, memoryview)):
+                raise InvalidArgumentError(f"fill: read({wanted}) returned {data!r}; allowed is a blocking binary reader")
+            if len(data) > wanted:
+                raise InvalidArgumentError(f"fill: read({wanted}) returned {len(data)} bytes")
+            if not data:
+                return
+            self._write(offset, memoryview(data))
+            offset += len(data)
+
+
+def preallocate(allocator: Allocator, state: EngineState, nbytes: int) -> None:
+    """Commit free pages before anybody asks for them, and flag them as kept."""
+    length = align_down(nbytes, state.file.page_size)
+    if not length:
+        return
+    request = AllocationRequest(
+        length=length,
+        kind=MemoryKind.SYSTEM,
+        owner=0,
+        mode=AllocationMode.COMMITTED,
+        direction=Direction.UP,
+        huge=False,
+    )
+    taken = allocator.allocate(request, None)
+    with state.lock:
+        state.table.decref(*taken)
+        releasing = state.table.take_waste(length)
+        state.table.release(releasing)
+        state.table.flag(*taken, pages.KEPT)
+
+
+def _source(fill: Fill | None, length: int) -> memoryview | IO[bytes] | None:
+    """*fill* as something to copy from.
+
+    :raises InvalidArgumentError: neither buffer nor reader, or longer than the range
+    """
+    if fill is None:
+        return None
+    if callable(getattr(fill, "read", None)):
+        return fill  # type: ignore[return-value]  # whatever it reads is checked
+    try:
+        view = memoryview(fill).cast("B")  # type: ignore[arg-type]
+    except TypeError:
+        raise InvalidArgumentError(
+            f"fill {type(fill).__name__} is no source; allowed are a contiguous buffer or a binary reader"
+        ) from None
+    if len(view) > length:
+        raise InvalidArgumentError(f"fill has {len(view)} bytes, the range only {length}; allocate more or pass less")
+    return view

@@ -1,0 +1,142 @@
+"""One contiguous mapping of the backing file, and the views of it.
+
+Address space is reserved once (``PROT_NONE``, it costs nothing) and the file is mapped over it as it grows, so that the
+page at offset *n* always stands at ``base + n`` and no view has to be stitched together.
+
+A view outlives everything: the mapping goes when it was closed *and* its last view has died. Views die wherever the
+garbage collector pleases, in any thread and at any moment, so what happens then takes no lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Final
+
+from memplat.errors import HostError
+from memplat.linux import memory as host
+from memplat.linux import system
+from memplat.ranges import GIB, HUGE_PAGE_SIZE, align_down, align_up, format_size
+
+log = logging.getLogger("memplat")
+
+_LEAST_DEFAULT: Final = 64 * GIB
+#: Below this a reservation is of no use to anybody: give up and say so.
+_LEAST_RESERVATION: Final = 1 << 20
+
+
+class _Lease(weakref.ref[memoryview]):
+    """Watches one exporter; all views that derive from it keep it alive."""
+
+    __slots__ = ("mapping", "release")
+
+    mapping: Mapping
+    release: Callable[[], None] | None
+
+    # A reference's own hash is that of what it refers to, which a writable memoryview does not have.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+def _lease_ended(lease: weakref.ref[memoryview]) -> None:
+    assert isinstance(lease, _Lease)
+    mapping = lease.mapping
+    mapping.leases.discard(lease)
+    if lease.release is not None:
+        lease.release()
+    if mapping.closed and not mapping.leases:
+        mapping.unmap()
+
+
+class Mapping:
+    """The reservation, what of it is mapped, and who looks at it.
+
+    :ivar base: the host address of offset 0
+    :ivar length: the bytes that are reserved
+    :ivar leases: the live views
+    :ivar notes: what turned out otherwise than asked
+    """
+
+    __slots__ = ("__weakref__", "_unmapped", "base", "closed", "leases", "length", "notes")
+
+    def __init__(self, max_size: int | None, page_size: int) -> None:
+        self.leases: set[_Lease] = set()
+        self.closed = False
+        self.notes: tuple[str, ...] = ()
+        self._unmapped = threading.Lock()  # taken once, without waiting, by whoever unmaps
+        # Offsets and addresses must be congruent modulo the huge page, or the kernel cannot use any.
+        self.length, self.base = self._reserve(max_size, page_size, max(HUGE_PAGE_SIZE, page_size))
+
+    def _reserve(self, max_size: int | None, page_size: int, alignment: int) -> tuple[int, int]:
+        asked = max_size or max(_LEAST_DEFAULT, 4 * (system.ram_size() + system.swap_size()))
+        length = asked = max(page_size, align_down(asked, page_size))
+        while True:
+            try:
+                address = host.reserve_address_space(length, alignment)
+            except OSError as error:
+                smaller = align_down(length // 2, page_size)
+                if max_size is not None or smaller < max(_LEAST_RESERVATION, page_size):
+                    raise HostError(
+                        error.errno,
+                        f"cannot reserve {format_size(length)} of address space for max_size ({error.strerror}); "
+                        "raise RLIMIT_AS (ulimit -v) or set a smaller max_size",
+                    ) from error
+                length = smaller
+            else:
+                break
+        if length != asked:
+            note = f"max_size is {format_size(length)} instead of {format_size(asked)}: RLIMIT_AS allows no more"
+            self.notes = (note,)
+            log.warning("%s", note)
+        return length, address
+
+    def map_part(self, fd: int, start: int, end: int) -> None:
+        """Map ``[start, end)`` of the file to its place."""
+        host.map_shared(self.base + start, end - start, fd, start)
+
+    def view(
+        self, start: int, end: int, *, writable: bool, release: Callable[[], None] | None = None
+    ) -> memoryview:
+        """A view of ``[start, end)``, which must be mapped. *release* is called when the last view derived from it has
+        died: in any thread, at any moment, locks held or not.
+        """
+        exporter = host.exporter(self.base + start, end - start, writable)
+        lease = _Lease(exporter, _lease_ended)
+        lease.mapping = self
+        lease.release = release
+        self.leases.add(lease)
+        return host.exported(exporter)
+
+    def exclude_from_core_dumps(self, start: int, end: int) -> None:
+        """Keep a mapped part out of this process's core dumps."""
+        host.madvise(self.base + start, end - start, host.MADV_DONTDUMP)
+
+    def populate(self, start: int, end: int) -> None:
+        """Make pages present and writable: an OSError (EFAULT) instead of a later signal."""
+        host.populate_write(self.base + start, end - start)
+
+    def zero(self, start: int, end: int) -> None:
+        """Zero pages that are committed. They are made present first, so that it cannot signal."""
+        host.populate_write(self.base + start, end - start)
+        host.zero(self.base + start, end - start)
+
+    def store(self, start: int, data: memoryview) -> None:
+        """Copy *data* to *start*, for files that cannot be written with a system call."""
+        page = host.BASE_PAGE_SIZE
+        host.populate_write(
+            self.base + align_down(start, page), align_up(start + len(data), page) - align_down(start, page)
+        )
+        host.copy_to(self.base + start, data)
+
+    def close(self) -> None:
+        """Unmap as soon as no view is left."""
+        self.closed = True
+        if not self.leases:
+            self.unmap()
+
+    def unmap(self) -> None:
+        """Unmap now, once. Only for :meth:`close` and the last lease."""
+        if self._unmapped.acquire(blocking=False):
+            host.unmap(self.base, self.length)

@@ -1,0 +1,412 @@
+"""The memory: the façade over page table, mapping, allocator, scanner and reclaimer.
+
+What every method promises stands in :class:`memplat.memory.Memory`; the locks and their order in
+``memplat/engine/state.py``. Arguments are checked here, at the edge, and trusted inside.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from functools import partial
+from types import TracebackType
+from typing import Final
+
+from memplat.engine import pages as states
+from memplat.engine.allocation import Allocator, preallocate
+from memplat.engine.arguments import (
+    ACCESSES,
+    DIRECTIONS,
+    KINDS,
+    MAX_OFFSET,
+    MODES,
+    check_timeout,
+    choose,
+    is_int,
+    refuse_kind,
+    refuse_length,
+    refuse_owner,
+)
+from memplat.engine.blocks import MemoryBlock
+from memplat.engine.commit import Scanner
+from memplat.engine.edge import Edge
+from memplat.engine.hostio import HostIO
+from memplat.engine.mapping import Mapping
+from memplat.engine.reclaim import Reclaimer
+from memplat.engine.render import dump
+from memplat.engine.state import EngineState, host_error
+from memplat.errors import InvalidArgumentError, InvalidRangeError
+from memplat.hookspecs import BackendHooks
+from memplat.linux import extents as flat
+from memplat.linux import memory as host
+from memplat.memory import AddressSpace, Block, Buffer, Fill
+from memplat.ranges import FileRange, align_up
+from memplat.types import (
+    MAX_OWNER,
+    Access,
+    AllocationMode,
+    AllocationRequest,
+    BackingFile,
+    Direction,
+    EngineOptions,
+    MemoryKind,
+    PageInfo,
+    SelectedBackend,
+    Usage,
+)
+
+_UNCOMMITTED: Final = AllocationMode.UNCOMMITTED
+
+
+class MemoryFile(Edge):
+    """A :class:`~memplat.memory.Memory` on a backing file. Takes the file over, also if the constructor fails."""
+
+    def __init__(
+        self,
+        file: BackingFile,
+        hooks: BackendHooks,
+        backend: SelectedBackend,
+        options: EngineOptions,
+        manager_owner: object | None = None,
+    ) -> None:
+        self.backend = backend
+        self._owner = manager_owner  # keeps the plugins alive
+        self._default_mode = options.default_mode or backend.info.default_mode
+        try:
+            mapping = Mapping(options.max_size, file.page_size)
+        except BaseException:
+            hooks.memplat_close_file(file=file)
+            raise
+        self._mapping = mapping
+        state = EngineState(file, hooks, backend, options, mapping)
+        super().__init__(state)
+        file.address = mapping.base
+        self._reclaimer = Reclaimer(state)
+        self._scanner = Scanner(state)
+        self._io = HostIO(state)
+        self._allocator = Allocator(state, self._reclaimer, self._io.write)
+        state.memory = weakref.ref(self)
+        self._finalizer = weakref.finalize(self, _abandon, state, self._reclaimer)
+        try:
+            # IMA measures a file when it is first mapped executable: let that be now, not at a terabyte of holes.
+            self._io.settle_ima()
+            preallocate(self._allocator, state, options.prealloc)
+        except BaseException:
+            self.close()
+            raise
+
+    # -- allocating ---------------------------------------------------------------------------------------------------
+
+    def round_up(self, length: int) -> int:
+        """See :meth:`Memory.round_up`."""
+        if not is_int(length) or not 0 < length <= MAX_OFFSET - self.page_size:
+            refuse_length(length, self.page_size)
+        return align_up(length, self.page_size)
+
+    def allocate(
+        self,
+        length: int,
+        *,
+        kind: MemoryKind | str = "anonymous",
+        owner: int = 0,
+        mode: AllocationMode | str | None = None,
+        direction: Direction | str = Direction.UP,
+        huge: bool = False,
+        fill: Fill | None = None,
+    ) -> FileRange:
+        """See :meth:`Memory.allocate`."""
+        if type(length) is not int or length & self._page_mask or not 0 < length <= MAX_OFFSET:
+            refuse_length(length, self.page_size)
+        try:
+            name = KINDS[kind]
+        except (KeyError, TypeError):
+            refuse_kind(kind)
+        if type(owner) is not int or not 0 <= owner <= MAX_OWNER:
+            refuse_owner(owner)
+        chosen = self._default_mode if mode is None else choose(MODES, mode, "mode")
+        way = choose(DIRECTIONS, direction, "direction")
+        state = self._state
+        if chosen is _UNCOMMITTED and fill is None and not huge and not state.exposed:
+            with state.lock:
+                if state.refuse is not None or state.dropped:
+                    state.check_locked()
+                taken = state.table.allocate(length, name, owner, down=way is Direction.DOWN, huge=False)
+            if state.dropped:
+                state.catch_up()
+            if taken is not None:
+                return taken
+        if length > state.max_size and length > MAX_OFFSET - self.page_size:
+            refuse_length(length, self.page_size)
+        request = AllocationRequest(
+            length=length, kind=MemoryKind(name), owner=owner, mode=chosen, direction=way, huge=bool(huge)
+        )
+        return self._allocator.allocate(request, fill)
+
+    def block(
+        self,
+        length: int,
+        *,
+        kind: MemoryKind | str = "anonymous",
+        owner: int = 0,
+        mode: AllocationMode | str | None = None,
+        direction: Direction | str = Direction.UP,
+        huge: bool = False,
+        fill: Fill | None = None,
+    ) -> MemoryBlock:
+        """See :meth:`Memory.block`."""
+        taken = self.allocate(length, kind=kind, owner=owner, mode=mode, direction=direction, huge=huge, fill=fill)
+        return MemoryBlock(self, taken)
+
+    # -- references ---------------------------------------------------------------------------------------------------
+
+    def incref(self, pages: FileRange | Block) -> None:
+        """See :meth:`Memory.incref`."""
+        with self._state.locked() as table:
+            table.incref(*self._pages(pages))
+
+    def decref(self, pages: FileRange | Block) -> None:
+        """See :meth:`Memory.decref`."""
+        state = self._state
+        reclaimer = self._reclaimer
+        with state.lock:
+            if state.refuse is not None or state.dropped:
+                state.check_locked()
+            table = state.table
+            table.decref(*self._pages(pages))
+            if table.waste and not reclaimer.is_hurried:
+                reclaimer.wake_locked()
+        if reclaimer.needs_thread:
+            reclaimer.ensure_thread()
+        if state.dropped:
+            state.catch_up()
+
+    def has_unique_ref(self, pages: FileRange | Block) -> bool:
+        """See :meth:`Memory.has_unique_ref`."""
+        return self.first_shared_range(pages) is None
+
+    def first_shared_range(self, pages: FileRange | Block) -> FileRange | None:
+        """See :meth:`Memory.first_shared_range`."""
+        with self._state.locked() as table:
+            start, end = self._pages(pages)
+            table.require(start, end, "looking for shared pages")
+            return table.first_shared(start, end)
+
+    def inspect(self, offset: int) -> PageInfo:
+        """See :meth:`Memory.inspect`."""
+        with self._state.locked() as table:
+            if not is_int(offset) or not 0 <= offset < table.size:
+                raise InvalidRangeError(f"offset {offset!r} is outside of the file; allowed is 0 to {table.size - 1}")
+            return table.inspect(offset)
+
+    def transfer(self, pages: FileRange | Block, owner: int) -> None:
+        """See :meth:`Memory.transfer`."""
+        if type(owner) is not int or not 0 <= owner <= MAX_OWNER:
+            refuse_owner(owner)
+        with self._state.locked() as table:
+            table.transfer(*self._pages(pages), owner)
+
+    # -- content ------------------------------------------------------------------------------------------------------
+
+    def decommit(self, pages: FileRange | Block, *, release: bool = False) -> int:
+        """See :meth:`Memory.decommit`."""
+        state = self._state
+        with self._held(pages, "decommit", page_aligned=True) as held, state.gate:
+            try:
+                before = flat.total(state.committed(*held))
+                if not release and not state.backend.info.decommit_releases:
+                    state.zero_by_hand([held])
+                    return 0
+                with state.lock:
+                    state.note_decommitted_locked([held])
+                try:
+                    state.decommit_on_host([held])
+                except Exception:  # whatever it was: the pages have to be zero
+                    state.zero_by_hand([held])
+                with state.lock:
+                    state.table.flag(*held, states.NONE)
+                return max(0, before - flat.total(state.committed(*held)))
+            except OSError as error:
+                raise host_error(error, f"decommit of {held}") from error
+
+    def view(self, range: FileRange | Block, *, writable: bool = True, pin: bool = True) -> memoryview:  # noqa: A002
+        """See :meth:`Memory.view`."""
+        state = self._state
+        writable = bool(writable)
+        if not pin:
+            return self._unpinned_view(range, writable)
+        with state.locked() as table:
+            start, end = self._bytes(range)
+            first, last = self._around(start, end)
+            table.pin(first, last, "view")
+            try:
+                view = self._mapping.view(start, end, writable=writable, release=partial(state.view_dropped, first, last))
+            except BaseException:
+                table.unpin(first, last)
+                raise
+        if self._reclaimer.needs_thread:
+            self._reclaimer.ensure_thread()  # a dying view cannot start it
+        return view
+
+    def _unpinned_view(self, range: FileRange | Block, writable: bool) -> memoryview:  # noqa: A002
+        state = self._state
+        if state.is_forked:  # no lock is needed: the child has its own copy of everything, and only looks
+            return self._mapping.view(*self._bytes(range), writable=writable)
+        with state.locked() as table:
+            start, end = self._bytes(range)
+            table.require(*self._around(start, end), "view")
+            state.exposed = state.exposed or writable
+            return self._mapping.view(start, end, writable=writable)
+
+    def read(self, range: FileRange | Block) -> bytes:  # noqa: A002
+        """See :meth:`Memory.read`."""
+        with self._held(range, "read", page_aligned=False) as held:
+            return self._io.read(*held)
+
+    def write(self, range: FileRange | Block, data: Buffer) -> None:  # noqa: A002
+        """See :meth:`Memory.write`."""
+        try:
+            source = memoryview(data).cast("B")
+        except TypeError:
+            raise InvalidArgumentError(f"data {type(data).__name__} is no contiguous buffer of bytes") from None
+        with self._held(range, "write", page_aligned=False) as held:
+            if len(source) > held.length:
+                raise InvalidArgumentError(f"data has {len(source)} bytes, {held} only {held.length}")
+            try:
+                self._io.write(held.start, source)
+            except OSError as error:
+                raise host_error(error, f"write to {held}") from error
+
+    def address(self, pages: FileRange | Block) -> int:
+        """See :meth:`Memory.address`."""
+        with self._state.locked() as table:
+            start, end = self._pages(pages)
+            table.require(start, end, "address")
+            self._state.exposed = True
+            return self._mapping.base + start
+
+    def map_into(
+        self, space: AddressSpace, addr: int, pages: FileRange | Block, access: Access | str, *, precommit: bool = False
+    ) -> None:
+        """See :meth:`Memory.map_into`."""
+        chosen = choose(ACCESSES, access, "access")
+        if not is_int(addr) or addr < 0 or addr & (host.BASE_PAGE_SIZE - 1) or addr >= 1 << 64:
+            raise InvalidArgumentError(
+                f"addr {addr!r} is no address to map at; allowed are multiples of {host.BASE_PAGE_SIZE} below 2**64"
+            )
+        if not callable(getattr(space, "map_file", None)):
+            raise InvalidArgumentError(f"{space!r} is no address space: it has no map_file")
+        with self._state.locked() as table:
+            start, end = self._pages(pages)
+            table.incref(start, end)
+        try:
+            space.map_file(addr, self, FileRange(start, end), chosen, bool(precommit))
+        except BaseException:
+            self.decref(FileRange(start, end))
+            raise
+
+    # -- figures ------------------------------------------------------------------------------------------------------
+
+    def update_usage(self, *, max_age: float = 0) -> Usage:
+        """See :meth:`Memory.update_usage`."""
+        return self._scanner.update(check_timeout(max_age, "max_age"))
+
+    def usage(self) -> Usage:
+        """See :meth:`Memory.usage`."""
+        return self._scanner.usage()
+
+    def account_external(self, nbytes: int, *, owner: int = 0) -> None:
+        """See :meth:`Memory.account_external`."""
+        if type(owner) is not int or not 0 <= owner <= MAX_OWNER:
+            refuse_owner(owner)
+        if not is_int(nbytes) or abs(nbytes) > MAX_OFFSET:
+            raise InvalidArgumentError(f"nbytes {nbytes!r} is no number of bytes")
+        if not self._scanner.account_external(owner, nbytes):
+            raise InvalidArgumentError(f"account_external({nbytes}) would leave owner {owner} with less than nothing")
+
+    def total_usage(self) -> int:
+        """See :meth:`Memory.total_usage`."""
+        with self._state.in_flight():
+            try:
+                return self._state.storage().total
+            except OSError as error:
+                raise host_error(error, "the host could not be asked") from error
+
+    def total_size(self) -> int:
+        """See :meth:`Memory.total_size`."""
+        with self._state.locked() as table:
+            return table.size
+
+    # -- giving back --------------------------------------------------------------------------------------------------
+
+    def reclaim(self, max_bytes: int | None = None) -> int:
+        """See :meth:`Memory.reclaim`."""
+        if max_bytes is not None and (not is_int(max_bytes) or max_bytes < 0):
+            raise InvalidArgumentError(f"max_bytes {max_bytes!r} is no number of bytes; allowed are 0 and more, or None")
+        with self._state.locked():
+            pass  # refuses, and settles what views left behind
+        try:
+            return self._reclaimer.reclaim_all(max_bytes, retry=True)
+        except OSError as error:
+            raise host_error(error, "reclaim") from error
+
+    def wait_reclaimed(self, timeout: float | None = None) -> bool:
+        """See :meth:`Memory.wait_reclaimed`."""
+        return self._reclaimer.wait(None if timeout is None else check_timeout(timeout, "timeout"))
+
+    def fileno(self) -> int:
+        """See :meth:`Memory.fileno`."""
+        with self._state.locked():
+            # Whoever has the descriptor may write to free pages, and punch used ones.
+            self._state.exposed = self._state.peers = True
+            return self._state.file.fd
+
+    def flush(self) -> None:
+        """See :meth:`Memory.flush`."""
+        with self._state.in_flight():
+            self._io.flush()
+
+    def dump(self) -> str:
+        """See :meth:`Memory.dump`."""
+        with self._state.locked():
+            return dump(self._state)
+
+    def close(self) -> None:
+        """See :meth:`Memory.close`."""
+        state = self._state
+        ours = not state.is_forked
+        in_hook = state.in_hook()
+        if not state.close():
+            return
+        self._finalizer.detach()
+        self._reclaimer.stop(join=not in_hook)
+        if not ours:
+            return
+        left = sum(state.table.allocated.values())
+        if left:
+            warnings.warn(f"{self!r} was closed with {left} bytes still referenced", ResourceWarning, stacklevel=2)
+        state.hooks.memplat_memory_closed(memory=self)
+
+    def __enter__(self) -> MemoryFile:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check(self) -> None:
+        """Assert the invariants of the page table. O(segments)."""
+        with self._state.lock:
+            self._state.table._check()
+
+    def __repr__(self) -> str:
+        refuse = self._state.refuse
+        what = "open" if refuse is None else refuse.__name__
+        return f"<memory {self.backend.name} {what}, {self._state.table.size} bytes>"
+
+
+def _abandon(state: EngineState, reclaimer: Reclaimer) -> None:
+    """The memory was dropped without close. Runs in the garbage collector: waits for nothing."""
+    state.abandon()
+    if not reclaimer.stop(join=False):
+        state.finish()

@@ -1,0 +1,420 @@
+"""The page table: state, references, kind and owner of every page of the backing file.
+
+The state machine, written once:
+
+=========  ====  =======  ==================  ========================================================
+state      refs  content  committed           leaves it by
+=========  ====  =======  ==================  ========================================================
+(void)     --    --       no                  :meth:`PageTable.extend` -> free
+free       0     zeros    no, unless flagged  :meth:`~PageTable.allocate` -> used
+used       >= 1  user's   unknown             last :meth:`~PageTable.decref` and unpin -> waste
+waste      0     unknown  unknown             :meth:`~PageTable.take_waste` -> releasing;
+                                              :meth:`~PageTable.recycle` -> used
+releasing  0     dropped  unknown             :meth:`~PageTable.release` -> free
+=========  ====  =======  ==================  ========================================================
+
+A live pinned view is counted apart from the references (*pins*), so that dropping a reference too many is an error even
+while a view keeps the page. Pages flagged *retained* (the host refused the decommit), *kept* (committed on purpose) or
+*reserved* (fallocated; perhaps never touched) are noted beside the states.
+
+Every page belongs to one of two pools. The huge pool's waste is released in whole huge pages only.
+
+Arguments are bytes, already checked; nothing here locks, calls a hook or a system call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final, TypeAlias
+
+from memplat.engine.segments import SegmentSet
+from memplat.errors import DoubleFreeError, NotAllocatedError, ReferenceOverflowError
+from memplat.ranges import HUGE_PAGE_SIZE, MIB, FileRange
+from memplat.types import MAX_REFS, MemoryKind, PageInfo, PageState
+
+FREE: Final = 0
+USED: Final = 1
+WASTE: Final = 2
+RELEASING: Final = 3
+STATES: Final = (PageState.FREE, PageState.USED, PageState.WASTE, PageState.RELEASING)
+
+SMALL: Final = 0
+HUGE: Final = 1
+
+NONE: Final = 0
+RETAINED: Final = 1
+KEPT: Final = 2
+RESERVED: Final = 3
+FLAGS: Final = ("", "retained", "kept", "reserved")
+
+#: A free gap up to this size between two pieces of waste is released with them: one system call instead of two.
+MAX_JOINED_GAP: Final = 16 * MIB
+
+#: State, references, pins (live views), kind, owner, pool.
+Value: TypeAlias = tuple[int, int, int, str, int, int]
+
+_FREE: Final[tuple[Value, Value]] = ((FREE, 0, 0, "", 0, SMALL), (FREE, 0, 0, "", 0, HUGE))
+_WASTE: Final[tuple[Value, Value]] = ((WASTE, 0, 0, "", 0, SMALL), (WASTE, 0, 0, "", 0, HUGE))
+_RELEASING: Final[tuple[Value, Value]] = ((RELEASING, 0, 0, "", 0, SMALL), (RELEASING, 0, 0, "", 0, HUGE))
+
+
+class PageTable:
+    """What is known about every page. Guarded by the memory's lock.
+
+    :ivar size: the bytes of the file that are in the table
+    :ivar allocated: bytes in use by (kind, owner)
+    :ivar waste: bytes of waste, whatever the pool; *releasing* is not part of it
+    :ivar releasing: bytes in the state releasing, joined gaps included
+    :ivar changes: goes up with every change
+    """
+
+    def __init__(self, page_size: int) -> None:
+        self.page_size = page_size
+        self._shift = page_size.bit_length() - 1
+        self.huge_unit = max(HUGE_PAGE_SIZE, page_size)
+        self.segments: SegmentSet[Value] = SegmentSet(
+            indexed=(*_FREE, *_WASTE), alignment=self.huge_unit >> self._shift
+        )
+        self.flags: SegmentSet[int] = SegmentSet()
+        self.allocated: dict[tuple[str, int], int] = {}
+        self.size = 0
+        self.waste = 0
+        self.releasing = 0
+        self.allocations = 0
+        self.frees = 0
+        self.changes = 0
+        self._has_flags = False
+
+    # -- growing and allocating ---------------------------------------------------------------------------------------
+
+    def extend(self, size: int, *, huge: bool, dirty_end: int = 0) -> None:
+        """Add ``[self.size, size)`` to a pool: free, but waste up to *dirty_end*, where a peer may have written."""
+        dirty_end = min(dirty_end, size)
+        if dirty_end > self.size:
+            self.waste += dirty_end - self.size
+            self.segments.extend(dirty_end >> self._shift, _WASTE[huge])
+        if size > max(dirty_end, self.size):
+            self.segments.extend(size >> self._shift, _FREE[huge])
+        self.flags.extend(size >> self._shift, NONE)
+        self.size = size
+        self.changes += 1
+
+    def allocate(self, length: int, kind: str, owner: int, *, down: bool, huge: bool) -> FileRange | None:
+        """Take free pages, first fit by address, with one reference. ``None`` if nothing fits."""
+        return self._take(_FREE[huge], length, kind, owner, down)
+
+    def recycle(self, length: int, kind: str, owner: int, *, down: bool, huge: bool) -> FileRange | None:
+        """As :meth:`allocate`, of waste: the content is unknown."""
+        pages = self._take(_WASTE[huge], length, kind, owner, down)
+        if pages is not None:
+            self.waste -= length
+        return pages
+
+    def _take(self, source: Value, length: int, kind: str, owner: int, down: bool) -> FileRange | None:
+        shift = self._shift
+        count = length >> shift
+        segments = self.segments
+        start = segments.find_fit(source, count, aligned=length >= self.huge_unit > self.page_size, last=down)
+        if start < 0:
+            return None
+        end = start + count
+        segments.assign(start, end, (USED, 1, 0, kind, owner, source[5]))
+        if self._has_flags:
+            self._clear_flags(start, end, keep=RESERVED if source[0] == WASTE else NONE)
+        key = kind, owner
+        allocated = self.allocated
+        allocated[key] = allocated.get(key, 0) + length
+        self.allocations += 1
+        self.changes += 1
+        return FileRange(start << shift, end << shift)
+
+    def _clear_flags(self, start: int, end: int, *, keep: int) -> None:
+        self.flags.update(start, end, lambda flag: flag if flag == keep else NONE)
+
+    def tail(self, *, huge: bool) -> int:
+        """Where the free run of the pool begins that ends at the end of the file; the size if there is none."""
+        if not self.size:
+            return 0
+        start, _, value = self.segments.find((self.size >> self._shift) - 1)
+        return start << self._shift if value == _FREE[huge] else self.size
+
+    def borrow(self, length: int, *, huge: bool) -> bool:
+        """Move free, whole huge pages from the other pool to this one, enough for *length*. False if there are none."""
+        unit = self.huge_unit >> self._shift
+        count = -(-(length >> self._shift) // unit) * unit
+        start = self.segments.find_fit(_FREE[not huge], count, aligned=True, last=True)
+        if start < 0:
+            return False
+        self.segments.assign(start, start + count, _FREE[huge])
+        return True
+
+    # -- references ---------------------------------------------------------------------------------------------------
+
+    def incref(self, start: int, end: int) -> None:
+        """One more reference to each page; all or none."""
+
+        def more(value: Value) -> Value:
+            state, refs, pins, kind, owner, pool = value
+            if not refs:
+                raise NotAllocatedError(self._not_allocated("incref", start, end))
+            if refs >= MAX_REFS:
+                raise ReferenceOverflowError(f"a page of {FileRange(start, end)} has {refs} references, the most allowed")
+            return (state, refs + 1, pins, kind, owner, pool)
+
+        self._update(start, end, more)
+
+    def decref(self, start: int, end: int) -> None:
+        """One reference less to each page; all or none. Pages without references and pins become waste."""
+        shift = self._shift
+        value = self.segments.exact(start >> shift, end >> shift)
+        if value is not None and value[1] == 1 and not value[2]:
+            self._waste(start, end, value)  # by far the most frequent case: a whole allocation
+            self.changes += 1
+            return
+        runs = list(self.segments.runs(start >> shift, end >> shift))
+        if not all(run[2][1] for run in runs):
+            raise DoubleFreeError(self._not_allocated("decref", start, end))
+        for first, last, (state, refs, pins, kind, owner, pool) in runs:
+            if refs == 1 and not pins:
+                self._waste(first << shift, last << shift, (state, refs, pins, kind, owner, pool))
+            else:
+                self.segments.assign(first, last, (state, refs - 1, pins, kind, owner, pool))
+        self.changes += 1
+
+    def pin(self, start: int, end: int, what: str) -> None:
+        """Count a view of each page; all or none."""
+
+        def more(value: Value) -> Value:
+            state, refs, pins, kind, owner, pool = value
+            if not refs:
+                raise NotAllocatedError(self._not_allocated(what, start, end))
+            return (state, refs, pins + 1, kind, owner, pool)
+
+        self._update(start, end, more)
+
+    def unpin(self, start: int, end: int) -> None:
+        """A view of each page is gone. Pages without references and pins become waste."""
+        shift = self._shift
+        for first, last, value in list(self.segments.runs(start >> shift, end >> shift)):
+            state, refs, pins, kind, owner, pool = value
+            if refs or pins > 1:
+                self.segments.assign(first, last, (state, refs, pins - 1, kind, owner, pool))
+            else:
+                self._waste(first << shift, last << shift, value)
+        self.changes += 1
+
+    def transfer(self, start: int, end: int, owner: int) -> None:
+        """Make *owner* the owner of each page."""
+        self.require(start, end, "transfer")
+        shift, allocated = self._shift, self.allocated
+        for first, last, (state, refs, pins, kind, old, pool) in list(self.segments.runs(start >> shift, end >> shift)):
+            length = (last - first) << shift
+            self._uncharge((kind, old), length)
+            allocated[kind, owner] = allocated.get((kind, owner), 0) + length
+            self.segments.assign(first, last, (state, refs, pins, kind, owner, pool))
+        self.changes += 1
+
+    def require(self, start: int, end: int, what: str) -> None:
+        """Make sure that each page has a reference."""
+        if not all(value[1] for _, _, value in self.segments.runs(start >> self._shift, end >> self._shift)):
+            raise NotAllocatedError(self._not_allocated(what, start, end))
+
+    def _update(self, start: int, end: int, change: Callable[[Value], Value]) -> None:
+        first, last = start >> self._shift, end >> self._shift
+        value = self.segments.exact(first, last)
+        if value is not None:
+            self.segments.assign(first, last, change(value))
+        else:
+            self.segments.update(first, last, change)
+        self.changes += 1
+
+    def _waste(self, start: int, end: int, value: Value) -> None:
+        self.segments.assign(start >> self._shift, end >> self._shift, _WASTE[value[5]])
+        length = end - start
+        self._uncharge((value[3], value[4]), length)
+        self.waste += length
+        self.frees += 1
+
+    def _uncharge(self, key: tuple[str, int], length: int) -> None:
+        left = self.allocated[key] - length
+        if left:
+            self.allocated[key] = left
+        else:
+            del self.allocated[key]
+
+    def _not_allocated(self, what: str, start: int, end: int) -> str:
+        for first, last, (state, refs, pins, *_) in self.runs(start, end):
+            if not refs:
+                held = f", held only by {pins} view(s)" if pins else ""
+                return (
+                    f"{what} of {FileRange(start, end)}: {FileRange(first, last)} is {STATES[state]}{held}; "
+                    "allowed are pages that have a reference, from allocate or incref"
+                )
+        raise AssertionError("every page has a reference")
+
+    # -- reclaiming ---------------------------------------------------------------------------------------------------
+
+    def take_waste(self, max_bytes: int) -> list[FileRange]:
+        """Turn waste into releasing pages, from the lowest address on, until they are at least *max_bytes*. Pieces with
+        only unflagged free pages between them come as one range; those pages are held back with them.
+        """
+        shift, segments = self._shift, self.segments
+        taken: list[FileRange] = []
+        waste = 0
+        for pool in (SMALL, HUGE):
+            joined: list[tuple[int, int]] = []
+            for start, end in self._releasable(pool):
+                if waste >= max_bytes:
+                    break
+                end = min(end, start + self._in_pool_units(max_bytes - waste, pool))
+                waste += (end - start) << shift
+                if joined and self._is_joinable(joined[-1][1], start, pool):
+                    joined[-1] = joined[-1][0], end
+                else:
+                    joined.append((start, end))
+            for start, end in joined:
+                segments.assign(start, end, _RELEASING[pool])
+                taken.append(FileRange(start << shift, end << shift))
+                self.releasing += (end - start) << shift
+        self.waste -= waste
+        self.changes += bool(taken)
+        return taken
+
+    def _releasable(self, pool: int) -> Iterator[tuple[int, int]]:
+        if pool == SMALL:
+            yield from self.segments.indexed_runs(_WASTE[SMALL])
+            return
+        unit = self.huge_unit >> self._shift
+        for start, end in self.segments.indexed_runs(_WASTE[HUGE], unit):
+            first, last = -(-start // unit) * unit, end // unit * unit
+            if last > first:
+                yield first, last
+
+    def _in_pool_units(self, nbytes: int, pool: int) -> int:
+        unit = self.huge_unit if pool == HUGE else self.page_size
+        return max(1, -(-nbytes // unit)) * unit >> self._shift
+
+    def _is_joinable(self, start: int, end: int, pool: int) -> bool:
+        if (end - start) << self._shift > MAX_JOINED_GAP:
+            return False
+        if self.segments.exact(start, end) != _FREE[pool]:
+            return False
+        return not self._has_flags or all(flag == NONE for _, _, flag in self.flags.runs(start, end))
+
+    def has_releasable_waste(self) -> bool:
+        """Whether :meth:`take_waste` would return anything."""
+        return self.waste > 0 and next(iter(self._all_releasable()), None) is not None
+
+    def _all_releasable(self) -> Iterator[tuple[int, int]]:
+        yield from self._releasable(SMALL)
+        yield from self._releasable(HUGE)
+
+    def release(self, ranges: list[FileRange]) -> None:
+        """Turn releasing pages, or parts of such ranges, into free ones; they are zero now."""
+        shift = self._shift
+        for start, end in ranges:
+            pool = self.segments.find(start >> shift)[2][5]
+            self.segments.assign(start >> shift, end >> shift, _FREE[pool])
+            self.releasing -= end - start
+        self.changes += 1
+
+    def take_back(self, ranges: list[FileRange]) -> None:
+        """Turn releasing pages into waste again: nothing is known about them."""
+        shift = self._shift
+        for start, end in ranges:
+            pool = self.segments.find(start >> shift)[2][5]
+            self.segments.assign(start >> shift, end >> shift, _WASTE[pool])
+            self.releasing -= end - start
+            self.waste += end - start
+        self.changes += 1
+
+    def take_free(self, ranges: list[FileRange], *, to_waste: bool = False) -> list[FileRange]:
+        """Turn those parts of *ranges* that are free into releasing pages, or into waste; returns these parts."""
+        shift = self._shift
+        taken: list[FileRange] = []
+        for pages in ranges:
+            for first, last, value in list(self.segments.runs(pages.start >> shift, pages.end >> shift)):
+                if value[0] == FREE:
+                    self.segments.assign(first, last, (_WASTE if to_waste else _RELEASING)[value[5]])
+                    taken.append(FileRange(first << shift, last << shift))
+        nbytes = sum(pages.length for pages in taken)
+        if to_waste:
+            self.waste += nbytes
+        else:
+            self.releasing += nbytes
+        self.changes += bool(taken)
+        return taken
+
+    # -- flags --------------------------------------------------------------------------------------------------------
+
+    def flag(self, start: int, end: int, flag: int) -> None:
+        """Set the flag of each page, or clear it with :data:`NONE`."""
+        if flag != NONE or self._has_flags:
+            self.flags.assign(start >> self._shift, end >> self._shift, flag)
+            self._has_flags = flag != NONE or len(self.flags) > 1
+
+    def flagged(self, flag: int) -> list[FileRange]:
+        """The ranges that carry the flag."""
+        if not self._has_flags:
+            return []
+        shift = self._shift
+        return [FileRange(start << shift, end << shift) for start, end, here in self.flags.runs() if here == flag]
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def runs(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, Value]]:
+        """Runs of equal pages within ``[start, end)``, in bytes."""
+        shift = self._shift
+        for first, last, value in self.segments.runs(start >> shift, (self.size if end is None else end) >> shift):
+            yield first << shift, last << shift, value
+
+    def inspect(self, offset: int) -> PageInfo:
+        """What is known about the page at *offset*."""
+        start, end, (state, refs, pins, kind, owner, _) = self.segments.find(offset >> self._shift)
+        return PageInfo(
+            state=STATES[state],
+            kind=MemoryKind(kind) if kind else None,
+            owner=owner,
+            refs=refs,
+            views=pins,
+            pages=FileRange(start << self._shift, end << self._shift),
+        )
+
+    def first_shared(self, start: int, end: int) -> FileRange | None:
+        """The first run of pages with more than one reference, those of views included."""
+        found: FileRange | None = None
+        for first, last, (_, refs, pins, *_) in self.runs(start, end):
+            if refs + pins > 1:
+                found = FileRange(found.start if found else first, last)
+            elif found:
+                break
+        return found
+
+    def free_bytes(self) -> int:
+        """Bytes of free pages."""
+        return self.size - sum(self.allocated.values()) - self.waste - self.releasing
+
+    def largest_free(self) -> int:
+        """The longest run of free pages, in bytes."""
+        return max(self.segments.longest(_FREE[SMALL]), self.segments.longest(_FREE[HUGE])) << self._shift
+
+    def _check(self) -> None:
+        """Assert every invariant. O(n)."""
+        self.segments._check()
+        self.flags._check()
+        assert self.segments.size << self._shift == self.flags.size << self._shift == self.size, "the sizes differ"
+        sums = [0, 0, 0, 0]
+        allocated: dict[tuple[str, int], int] = {}
+        for start, end, (state, refs, pins, kind, owner, _) in self.runs():
+            sums[state] += end - start
+            assert (refs + pins > 0) == (state == USED), f"{STATES[state]} with {refs} references, {pins} pins"
+            if state == USED:
+                allocated[kind, owner] = allocated.get((kind, owner), 0) + end - start
+        assert allocated == self.allocated, f"allocated is {self.allocated}, the pages say {allocated}"
+        assert sums[WASTE] == self.waste, f"waste is {self.waste}, the pages say {sums[WASTE]}"
+        assert sums[RELEASING] == self.releasing, f"releasing is {self.releasing}, the pages say {sums[RELEASING]}"
+        assert sums[FREE] == self.free_bytes(), f"free is {self.free_bytes()}, the pages say {sums[FREE]}"
+        for start, end, flag in self.flags.runs():
+            if flag in (RETAINED, KEPT):
+                for _, _, value in self.segments.runs(start, end):
+                    assert value[0] == FREE, f"{FLAGS[flag]} page that is {STATES[value[0]]}"

@@ -1,0 +1,305 @@
+"""Giving waste back to the host: in batches, in the background or on demand.
+
+A batch: under the lock waste becomes *releasing*; without it, one hook call decommits; under the lock it becomes free. At
+most :data:`BATCH_BYTES` a batch: a punch blocks every other fallocate of the file for as long as it lasts.
+
+Where the host refuses, the pages that are still committed are zeroed by hand and flagged *retained*; the next round tries
+them again. If not even that can be found out, the batch is waste again and the reclaimer gives up until there is more.
+
+The background thread starts with the first waste, holds the memory only weakly, and sleeps in a queue without cost.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from typing import Final
+
+from memplat.engine import pages
+from memplat.engine.state import EngineState
+from memplat.linux import extents as flat
+from memplat.ranges import MIB, FileRange
+from memplat.types import ReclaimMode
+
+log = logging.getLogger("memplat")
+
+BATCH_BYTES: Final = 64 * MIB
+
+_WAKE: Final = "wake"  # there is waste; recycling may still want it
+_NOW: Final = "now"
+_STOP: Final = "stop"
+
+
+class Reclaimer:
+    """Reclaims the waste of one memory.
+
+    :ivar needs_thread: whether :meth:`ensure_thread` has something to do
+    :ivar is_hurried: the thread knows all that it could be told; guarded by the memory's lock, as ``_woken`` and
+        ``_gave_up`` are
+    """
+
+    def __init__(self, state: EngineState) -> None:
+        self._state = state
+        self._background = state.options.reclaim is ReclaimMode.BACKGROUND
+        self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()  # put is re-entrant: safe in a dying view
+        self._thread: threading.Thread | None = None
+        self.needs_thread = self._background
+        self._woken = False
+        self.is_hurried = False
+        self._gave_up = False
+        self._warned = False
+        state.wake = self.wake_locked
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    def wake_locked(self) -> None:
+        """There is new waste."""
+        if not self._background:
+            return
+        if not self._woken:
+            self._woken = True
+            self._gave_up = False
+            self._messages.put(_WAKE)
+        elif not self.is_hurried and self._state.table.waste >= BATCH_BYTES:
+            self.is_hurried = True
+            self._messages.put(_NOW)
+
+    def ensure_thread(self) -> None:
+        """Start the thread if there should be one and is none. Not from a dying view: starting takes locks."""
+        if not self.needs_thread:
+            return
+        self.needs_thread = False
+        thread = threading.Thread(target=_run, args=(self,), name="memplat-reclaimer", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # "can't start new thread": the next call tries again
+            log.warning("memplat: no thread for the reclaimer: %s", error)
+            self.needs_thread = True
+        else:
+            self._thread = thread
+
+    def stop(self, *, join: bool) -> bool:
+        """Have the thread end; whether there was one. It cannot be joined from itself."""
+        thread = self._thread
+        if thread is None or not thread.is_alive():
+            return False
+        self._messages.put(_STOP)
+        if join and thread is not threading.current_thread():
+            thread.join()
+        return True
+
+    def serve(self) -> None:
+        """Reclaim whenever there is waste, until told to stop."""
+        while (message := self._messages.get()) != _STOP:
+            if message == _WAKE and not self._rest(self._state.options.reclaim_delay):
+                return
+            with self._state.lock:
+                self._woken = self.is_hurried = False
+            try:
+                self.reclaim_all(retry=True)
+            except Exception:
+                # Nobody is there to be told; the waste stays, and is counted.
+                log.exception("memplat: the reclaimer failed")
+                self._give_up()
+
+    def _rest(self, delay: float) -> bool:
+        """Let recycling win, unless there is a hurry. False: told to stop."""
+        deadline = time.monotonic() + delay
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                message = self._messages.get(timeout=left)
+            except queue.Empty:
+                return True
+            if message == _STOP:
+                return False
+            if message == _NOW:
+                return True
+        return True
+
+    def ended(self) -> None:
+        """The thread ends. If the memory was dropped, its end is up to us."""
+        with self._state.lock:
+            self.needs_thread = self._background
+            self._woken = self.is_hurried = False
+            self._state.changed.notify_all()
+        self._state.finish_if_idle()
+
+    def _give_up(self) -> None:
+        with self._state.lock:
+            self._gave_up = True
+            self._state.changed.notify_all()
+
+    # -- reclaiming ---------------------------------------------------------------------------------------------------
+
+    def reclaim_all(self, max_bytes: int | None = None, *, retry: bool = False) -> int:
+        """Reclaim batch by batch, at most about *max_bytes*; the bytes that became free. *retry*: what is retained, too."""
+        if retry:
+            self._retry_retained()
+        done = 0
+        while max_bytes is None or done < max_bytes:
+            limit = BATCH_BYTES if max_bytes is None else min(BATCH_BYTES, max_bytes - done)
+            nbytes = self.reclaim_batch(limit)
+            if not nbytes:
+                break
+            done += nbytes
+        return done
+
+    def reclaim_batch(self, limit: int) -> int:
+        """Reclaim one batch; the bytes of waste that became free, 0 if there was none or it could not be done."""
+        state = self._state
+        started = time.perf_counter()
+        with state.gate:
+            with state.lock:
+                if state.refuse is not None:
+                    return 0
+                if state.dropped:
+                    state.settle_locked()
+                before = state.table.waste
+                ranges = state.table.take_waste(limit)
+                nbytes = before - state.table.waste
+                if not ranges:
+                    return 0
+                state.enter_locked()
+            try:
+                if not self._release(ranges):
+                    return 0
+            finally:
+                state.leave()
+        self._tell(nbytes, time.perf_counter() - started)
+        return nbytes
+
+    def _tell(self, nbytes: int, seconds: float) -> None:
+        memory = self._state.memory() if self._state.memory is not None else None
+        if memory is None:
+            return
+        try:
+            self._state.hooks.memplat_reclaimed(memory=memory, nbytes=nbytes, seconds=seconds)
+        except Exception:  # whoever watches must not keep the pages from being free
+            log.exception("memplat: memplat_reclaimed failed")
+
+    def _release(self, ranges: list[FileRange]) -> bool:
+        """Make releasing pages free, by whatever way is left. False if they had to become waste again."""
+        state = self._state
+        retained: list[FileRange] = []
+        kept: list[FileRange] = []
+        try:
+            give, keep = self._divide(ranges)
+            kept = state.zero_by_hand(keep) if keep else []
+            if give:
+                retained = self._decommit(give)
+        except BaseException:
+            with state.lock:
+                state.note_decommitted_locked(ranges)
+                state.table.take_back(ranges)
+                state.changed.notify_all()
+            self._give_up()
+            raise
+        with state.lock:
+            state.note_decommitted_locked([*give])
+            state.table.release(ranges)
+            for start, end in ranges:
+                state.table.flag(start, end, pages.NONE)
+            for start, end in kept:
+                state.table.flag(start, end, pages.KEPT)
+            for start, end in retained:
+                state.table.flag(start, end, pages.RETAINED)
+            state.counters["reclaimed_bytes"] += sum(part.length for part in give)
+            state.changed.notify_all()
+        return True
+
+    def _decommit(self, ranges: list[FileRange]) -> list[FileRange]:
+        """Decommit; what the host refused to take back is zeroed by hand and returned."""
+        try:
+            self._state.decommit_on_host(ranges)
+        except Exception as error:
+            retained = self._state.zero_by_hand(ranges)
+            if retained and not self._warned:
+                self._warned = True
+                log.warning(
+                    "memplat: the host refused to take back pages (%s); they are zeroed by hand and counted as retained", error
+                )
+            return retained
+        return []
+
+    def _divide(self, ranges: list[FileRange]) -> tuple[list[FileRange], list[FileRange]]:
+        """What to give back, and what to keep committed for the next allocations."""
+        want = self._state.options.keep
+        if want:
+            with self._state.lock:
+                want -= sum(part.length for part in self._state.table.flagged(pages.KEPT))
+        if want <= 0:
+            return ranges, []
+        give: list[FileRange] = []
+        keep: list[FileRange] = []
+        for start, end in ranges:
+            middle = min(end, start + max(0, want) // self._state.file.page_size * self._state.file.page_size)
+            if middle > start:
+                keep.append(FileRange(start, middle))
+                want -= middle - start
+            if end > middle:
+                give.append(FileRange(middle, end))
+        return give, keep
+
+    def _retry_retained(self) -> None:
+        """Offer the host again what it refused before."""
+        state = self._state
+        with state.gate:
+            with state.lock:
+                if state.refuse is not None:
+                    return
+                ranges = state.table.take_free(state.table.flagged(pages.RETAINED))
+                if not ranges:
+                    return
+                state.enter_locked()
+            try:
+                self._release(ranges)
+            finally:
+                state.leave()
+
+    # -- waiting ------------------------------------------------------------------------------------------------------
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until no waste is left that can be given back; False on time-out, or if nobody is there to do it."""
+        state = self._state
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self.ensure_thread()
+        with state.locked() as table:
+            self._gave_up = False
+            while table.has_releasable_waste() or table.releasing:
+                if state.refuse is not None:
+                    return False
+                if not table.releasing and (not self._background or self._gave_up or self.needs_thread):
+                    return False
+                if not table.releasing and not self.is_hurried:
+                    self.is_hurried = True
+                    self._messages.put(_NOW)
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                # Bounded, so that a thread that dies without a word is noticed.
+                state.changed.wait(1.0 if left is None else min(left, 1.0))
+                if state.dropped:
+                    state.settle_locked()
+        return True
+
+    def make_room(self) -> bool:
+        """For an allocation that found none: reclaim, or wait for what is being released. Whether anything came free."""
+        if self.reclaim_all():
+            return True
+        state = self._state
+        with state.lock:
+            releasing = state.table.releasing
+            if state.in_hook():
+                return False  # it may be this very thread that releases them
+            while state.table.releasing >= releasing > 0 and state.refuse is None:
+                state.changed.wait()
+            return state.table.releasing < releasing
+
+
+def _run(reclaimer: Reclaimer) -> None:
+    try:
+        reclaimer.serve()
+    finally:
+        reclaimer.ended()

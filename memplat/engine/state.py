@@ -1,0 +1,311 @@
+"""What the parts of one open memory share: the file, the mapping, the page table and the lock.
+
+Locks, in the order in which they may be taken:
+
+1. ``Scanner._turn`` (one scan at a time), ``Allocator._growing`` (one growth at a time)
+2. :attr:`EngineState.gate` (nothing is being decommitted): held while a hook decommits, re-entrant
+3. :attr:`EngineState.lock`: guards everything that is not marked immutable. Held for moments only: no hook and no system
+   call that can take long runs under it. Methods that need it held end in ``_locked``.
+
+Views die at any moment, even while their thread holds the lock. So a dying view only appends to :attr:`dropped` and tries
+the lock; if it is taken, whoever holds it settles the account after letting go (:meth:`EngineState.catch_up`), or the
+next caller does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import warnings
+import weakref
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+from memplat.engine import pages
+from memplat.engine.mapping import Mapping
+from memplat.engine.pages import PageTable
+from memplat.errors import ClosedError, ForkedError, HostError, MemplatError, PluginError
+from memplat.hookspecs import BackendHooks
+from memplat.linux import extents as flat
+from memplat.ranges import FileRange
+from memplat.types import BackingFile, EngineOptions, SelectedBackend, Storage
+
+if TYPE_CHECKING:
+    from memplat.memory import Memory
+
+log = logging.getLogger("memplat")
+
+#: Beyond so many entries the log of decommits costs more than the scan that it could save.
+_MAX_LOGGED: Final = 1 << 16
+
+
+def closed() -> MemplatError:
+    """The error of a memory that was closed."""
+    return ClosedError("the memory is closed; open another one")
+
+
+def forked() -> MemplatError:
+    """The error of a memory in a forked child."""
+    return ForkedError(
+        "this memory belongs to the parent process; a forked child may only use view(pin=False) and close: "
+        "open a memory of its own, or share pages"
+    )
+
+
+class EngineState:
+    """The shared state of one memory; the memory itself is held weakly, so that dropping it closes it.
+
+    :ivar file: the backing file; its ``size`` is guarded by the growth lock, the rest immutable
+    :ivar hooks: immutable
+    :ivar mapping: immutable
+    :ivar table: guarded by ``lock``
+    :ivar changed: notified whenever pages become free, the reclaimer gives up, or an operation ends
+    :ivar refuse: makes the error that every call gets; ``None`` while the memory is open
+    :ivar dropped: ranges of views that died and are still to be unpinned
+    :ivar exposed: somebody may write to free pages: an unpinned view, an address or the descriptor was handed out
+    :ivar peers: somebody else may punch or truncate: the descriptor was handed out
+    :ivar decommitted: what was decommitted since the scanner last looked, ``None`` if too much to tell
+    :ivar counters: events
+    :ivar wake: tells the reclaimer that there is waste; replaced by it
+    """
+
+    def __init__(
+        self, file: BackingFile, hooks: BackendHooks, backend: SelectedBackend, options: EngineOptions, mapping: Mapping
+    ) -> None:
+        self.file = file
+        self.hooks = hooks
+        self.backend = backend
+        self.options = options
+        self.mapping = mapping
+        self.max_size = mapping.length
+        self.table = PageTable(file.page_size)
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
+        self.gate = threading.RLock()
+        self.refuse: Callable[[], MemplatError] | None = None
+        self.dropped: deque[tuple[int, int]] = deque()
+        self.exposed = False
+        self.peers = False
+        self.decommitted: list[FileRange] | None = None
+        self.counters: Counter[str] = Counter()
+        self.wake: Callable[[], None] = lambda: None
+        self.memory: weakref.ref[Memory] | None = None
+        self._in_flight: Counter[int] = Counter()
+        self._finished = threading.Lock()
+        self._pid = os.getpid()
+        _states[id(self)] = weakref.ref(self)
+
+    # -- calls and their end ------------------------------------------------------------------------------------------
+
+    def check_locked(self) -> None:
+        """Refuse the call if the memory is closed or the parent's, and settle what views left behind."""
+        if self.refuse is not None:
+            raise self.refuse()
+        if self.dropped:
+            self.settle_locked()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[PageTable]:
+        """The lock, with all that belongs to it; for calls that are not hot."""
+        with self.lock:
+            self.check_locked()
+            yield self.table
+        if self.dropped:
+            self.catch_up()
+
+    @contextlib.contextmanager
+    def in_flight(self) -> Iterator[None]:
+        """A call that lets go of the lock: ``close`` waits for it. To be entered without the lock."""
+        with self.lock:
+            self.check_locked()
+            self.enter_locked()
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def enter_locked(self) -> None:
+        """Begin a call that lets go of the lock; to be ended with :meth:`leave`."""
+        self._in_flight[threading.get_ident()] += 1
+
+    def in_hook(self) -> bool:
+        """Whether this thread is inside of another call on this memory: in a hook, then."""
+        return threading.get_ident() in self._in_flight
+
+    def leave(self) -> None:
+        """End what :meth:`enter_locked` began. The last one out of a closed memory turns off the light."""
+        me = threading.get_ident()
+        with self.lock:
+            self._in_flight[me] -= 1
+            if self._in_flight[me] <= 0:  # below zero: the call began before this process was forked off
+                del self._in_flight[me]
+            self.changed.notify_all()
+            last = self.refuse is closed and not self._in_flight
+        if last:
+            self.finish()
+        elif self.dropped:
+            self.catch_up()
+
+    def close(self) -> bool:
+        """Refuse new calls and wait for those in flight in other threads. False if that was done before."""
+        with self.lock:
+            if self.refuse is closed:
+                return False
+            if self.refuse is None and self.dropped:
+                self.settle_locked()
+            self.refuse = closed
+            if self.in_hook():
+                return True  # others may wait for the very call that we were called from: the last one out finishes
+            while self._in_flight:
+                self.changed.wait()
+        self.finish()
+        return True
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is a child's copy of its parent's memory."""
+        return self.refuse is forked
+
+    def finish_if_idle(self) -> None:
+        """Finish what nobody works on any more, if it was closed or dropped."""
+        with self.lock:
+            idle = self.refuse is not None and not self._in_flight
+        if idle:
+            self.finish()
+
+    def abandon(self) -> None:
+        """The memory was dropped without close. Runs in the garbage collector: takes no lock."""
+        if self.refuse is None:
+            warnings.warn(f"unclosed memory ({self.file.backend}, {self.table.size} bytes)", ResourceWarning, stacklevel=2)
+            self.refuse = closed
+
+    def finish(self) -> None:
+        """Give the file and the mapping back, once."""
+        if not self._finished.acquire(blocking=False):
+            return
+        _states.pop(id(self), None)
+        try:
+            if os.getpid() == self._pid:
+                self.hooks.memplat_close_file(file=self.file)
+            else:
+                os.close(self.file.fd)  # the parent's hook would give back what is the parent's
+        except Exception:
+            log.exception("closing the backing file of %s failed", self.file.backend)
+        finally:
+            self.mapping.close()
+
+    def after_fork_in_child(self) -> None:
+        """This process has only the thread that forked: no lock can be trusted, and nothing here is ours."""
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
+        self.gate = threading.RLock()
+        self.wake = lambda: None
+        self._in_flight.clear()
+        if self.refuse is None:
+            self.refuse = forked
+
+    # -- views --------------------------------------------------------------------------------------------------------
+
+    def view_dropped(self, start: int, end: int) -> None:
+        """The last view of the pages has died: in any thread, at any moment, even under the lock."""
+        self.dropped.append((start, end))
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Unpin the pages of dead views, unless somebody holds the lock: he will."""
+        while self.dropped and self.lock.acquire(blocking=False):
+            try:
+                self.settle_locked()
+            finally:
+                self.lock.release()
+
+    def settle_locked(self) -> None:
+        """Unpin the pages of dead views."""
+        before = self.table.waste
+        while self.dropped:
+            start, end = self.dropped.popleft()
+            self.table.unpin(start, end)
+        if self.table.waste != before:
+            self.wake()
+
+    # -- what the host says -------------------------------------------------------------------------------------------
+
+    def storage(self) -> Storage:
+        """What the host spends on the file."""
+        storage = self.hooks.memplat_storage(file=self.file)
+        if not isinstance(storage, Storage):
+            raise self.broken("memplat_storage", f"returned {storage!r}; allowed is a Storage")
+        return storage
+
+    def committed(self, start: int, end: int) -> array[int]:
+        """The committed extents of ``[start, end)``, reserved pages included. Probes the host: not under the lock."""
+        found = self.hooks.memplat_probe_committed(file=self.file, start=start, end=end)
+        extents = self._checked("memplat_probe_committed", found, start, end)
+        with self.lock:
+            reserved = array("q", [edge for part in self.table.flagged(pages.RESERVED) for edge in part])
+        unseen = flat.subtract(flat.intersect(reserved, start, end), extents) if reserved else reserved
+        if unseen:
+            ranges = [FileRange(low, high) for low, high in zip(unseen[0::2], unseen[1::2], strict=True)]
+            found = self.hooks.memplat_probe_reserved(file=self.file, ranges=ranges)
+            extents = flat.union(extents, self._checked("memplat_probe_reserved", found, start, end))
+        return extents
+
+    def _checked(self, hook: str, found: Sequence[int] | None, start: int, end: int) -> array[int]:
+        try:
+            extents = found if isinstance(found, array) and found.typecode == "q" else array("q", found or ())
+        except (TypeError, OverflowError) as error:
+            raise self.broken(hook, f"returned {found!r}, which is no flat array of offsets") from error
+        fault = flat.validate(extents, start, end, self.file.page_size)
+        if fault:
+            raise self.broken(hook, f"returned extents of [{start}, {end}) that are wrong: {fault}")
+        return extents
+
+    def decommit_on_host(self, ranges: list[FileRange]) -> None:
+        """Have the backend decommit. Any exception means that nothing is known about the whole batch."""
+        with self.lock:
+            self.counters["decommit_calls"] += 1
+        if not self.hooks.memplat_decommit(file=self.file, ranges=ranges):
+            raise self.broken("memplat_decommit", "did not say True: no implementation has decommitted the pages")
+
+    def zero_by_hand(self, ranges: list[FileRange]) -> list[FileRange]:
+        """Zero those pages that are committed, and return them. The others read as zero anyway, and would be committed."""
+        zeroed = []
+        for pages_ in ranges:
+            extents = self.committed(pages_.start, pages_.end)
+            for start, end in zip(extents[0::2], extents[1::2], strict=True):
+                self.mapping.zero(start, end)
+                zeroed.append(FileRange(start, end))
+        return zeroed
+
+    def note_decommitted_locked(self, ranges: Sequence[FileRange]) -> None:
+        """Remember what was decommitted, for the scanner."""
+        if self.decommitted is not None:
+            self.decommitted.extend(ranges)
+            if len(self.decommitted) > _MAX_LOGGED:
+                self.decommitted = None
+
+    def broken(self, hook: str, what: str) -> PluginError:
+        """The error of a hook that breaks the contract."""
+        return PluginError(f"backend {self.file.backend!r}: {hook} {what}", plugin=self.file.backend, hook=hook)
+
+
+def host_error(error: OSError, what: str) -> HostError:
+    """The host's refusal, in the words of this package."""
+    return HostError(error.errno, f"{what}: {error.strerror or error}")
+
+
+_states: dict[int, weakref.ref[EngineState]] = {}
+
+
+def _after_fork_in_child() -> None:
+    for reference in list(_states.values()):
+        state = reference()
+        if state is not None:
+            state.after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
