@@ -1,0 +1,135 @@
+"""One configuration document: where it is found, what it says, and in which line it says it."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from memplat.errors import ConfigError
+
+#: A key and the tables that it stands in, outermost first.
+KeyPath = tuple[str, ...]
+
+_LINE_IN_MESSAGE: Final = re.compile(r"at line (\d+)")
+
+
+@attrs.frozen(eq=False)
+class Document:
+    """A configuration as it was written: a TOML file, or a mapping of the same shape that a program passed."""
+
+    data: Mapping[str, Any]
+    file: str | None = None
+    """The path as it was given, or ``None`` for a mapping."""
+    text: str = attrs.field(default="", repr=False)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Document:
+        """Read a TOML file.
+
+        :raises ConfigError: if it cannot be read, or is no TOML
+        """
+        file = os.fspath(path)
+        try:
+            text = Path(file).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"is no UTF-8 text: {error.reason} at byte {error.start}", file=file) from error
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise ConfigError(f"cannot be read: {reason}", file=file) from error
+        try:
+            return cls(tomllib.loads(text), file, text)
+        except tomllib.TOMLDecodeError as error:
+            found = _LINE_IN_MESSAGE.search(str(error))
+            line = int(found.group(1)) if found else text.count("\n") + 1
+            raise ConfigError(f"is no TOML: {error}", file=file, line=line) from error
+        except RecursionError as error:
+            raise ConfigError("is no configuration: it is nested too deeply", file=file) from error
+
+    def line_of(self, path: KeyPath) -> int | None:
+        r"""The line, from 1, of the statement that first mentions *path*; ``None`` if there is no file or no such key.
+
+        >>> Document({}, "x", "[a]\nb.c = 1\n").line_of(("a", "b", "c"))
+        2
+        """
+        lines: dict[KeyPath, int] = {}
+        table: KeyPath = ()
+        for line, statement in _statements(self.text):
+            is_header = statement.lstrip().startswith("[")
+            mentioned = list(_paths(tomllib.loads(statement), () if is_header else table))
+            if is_header:
+                table = mentioned[-1]
+            for key in mentioned:
+                lines.setdefault(key, line)
+        return lines.get(path)
+
+
+def _statements(text: str) -> Iterator[tuple[int, str]]:
+    """The statements of a *valid* TOML text and the lines that they begin in.
+
+    A statement is valid TOML by itself, and none of its beginnings that end at a line's end is: a string or an array
+    would be left open. So a statement ends with the first line that makes it parse.
+    """
+    pending: list[str] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        pending.append(line)
+        statement = "\n".join(pending)
+        try:
+            empty = not tomllib.loads(statement)
+        except tomllib.TOMLDecodeError:
+            continue
+        if not empty:
+            yield number - len(pending) + 1, statement
+        pending.clear()
+
+
+def _paths(data: object, above: KeyPath) -> Iterator[KeyPath]:
+    """The paths of all keys in *data*, outer ones first. Elements of arrays have the path of their array."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield (*above, key)
+            yield from _paths(value, (*above, key))
+    elif isinstance(data, list):
+        for element in data:
+            yield from _paths(element, above)
+
+
+def find_document(
+    config: str | os.PathLike[str] | Mapping[str, Any] | None, environ: Mapping[str, str]
+) -> Document | None:
+    """The configuration that counts: the argument, ``MEMPLAT_CONFIG``, the user's own file, or none.
+
+    :raises ConfigError: if what was asked for cannot be read; that the user's own file does not exist is no error
+    """
+    if isinstance(config, Mapping):
+        return Document(config)
+    if isinstance(config, str | os.PathLike):
+        return Document.read(config)
+    if config is not None:
+        raise ConfigError(f"config={config!r} is neither a path nor a mapping")
+    if named := environ.get("MEMPLAT_CONFIG"):
+        return Document.read(named)
+    own = user_file(environ)
+    return Document.read(own) if own is not None and own.exists() else None
+
+
+def user_file(environ: Mapping[str, str]) -> Path | None:
+    """``$XDG_CONFIG_HOME/memplat/memplat.toml``, or ``None`` where no home is known.
+
+    The XDG base directory specification says that a relative path is to be ignored.
+    """
+    base = environ.get("XDG_CONFIG_HOME", "")
+    if not os.path.isabs(base):
+        home = environ.get("HOME", "")
+        if not os.path.isabs(home):
+            return None
+        base = os.path.join(home, ".config")
+    return Path(base, "memplat", "memplat.toml")
+
+
+__all__ = ["Document", "KeyPath", "find_document", "user_file"]
