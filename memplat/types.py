@@ -6,7 +6,7 @@ Every enumeration is a :class:`enum.StrEnum`: wherever a member is expected, its
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -110,6 +110,10 @@ class Capability(enum.StrEnum):
     """The file has a disk below it: :meth:`Memory.flush` writes to it."""
 
 
+def _capabilities(names: Iterable[str]) -> frozenset[Capability]:
+    return frozenset(Capability(name) for name in names)
+
+
 @attrs.frozen
 class BackendInfo:
     """What a backend says about itself; returned by ``memplat_backend_info``."""
@@ -118,9 +122,7 @@ class BackendInfo:
     version: str = attrs.field(validator=attrs.validators.instance_of(str))
     summary: str = ""
     contract_level: int = CONTRACT_LEVEL
-    capabilities: frozenset[Capability] = attrs.field(
-        default=frozenset(), converter=lambda names: frozenset(Capability(name) for name in names)
-    )
+    capabilities: frozenset[Capability] = attrs.field(default=frozenset(), converter=_capabilities)
     options: type[Any] | None = None
     """An attrs class whose fields are the backend's own options, or ``None`` if it has none."""
     default_mode: AllocationMode = attrs.field(default=AllocationMode.UNCOMMITTED, converter=AllocationMode)

@@ -1,0 +1,1 @@
+"""The engine that all backends share: page states, accounting, reclaim, mapping."""

@@ -32,8 +32,8 @@ class Coverage:
     def below(self, offset: int) -> int:
         """Committed bytes below *offset*."""
         index = bisect_right(self.starts, offset)
-        over = self.ends[index - 1] - offset if index else 0
-        return self._before[index] - over if over > 0 else self._before[index]
+        before: int = self._before[index]
+        return before - max(0, self.ends[index - 1] - offset) if index else 0
 
     def within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """The extents within ``[start, end)``, clipped."""

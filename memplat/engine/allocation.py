@@ -125,7 +125,7 @@ class Allocator:
         if cause is not None:
             return OutOfMemory(f"{what}: the host refused ({cause}); {rest}", requested=request.length)
         return OutOfMemory(
-            f"{what} within max_size {state.max_size} ({format_size(state.max_size)}): {rest}; raise max_size or free pages",
+            f"{what} within max_size, {state.max_size} ({format_size(state.max_size)}): {rest}; raise it or free pages",
             requested=request.length,
             limit=state.max_size,
             used=used,
@@ -223,7 +223,7 @@ class Allocator:
             wanted = min(_FILL_STEP, taken.end - offset)
             data = source.read(wanted)
             if not isinstance(data, (bytes, bytearray, memoryview)):
-                raise InvalidArgumentError(f"fill: read({wanted}) returned {data!r}; allowed is a blocking binary reader")
+                raise InvalidArgumentError(f"fill: read({wanted}) gave {data!r}; allowed is a blocking binary reader")
             if len(data) > wanted:
                 raise InvalidArgumentError(f"fill: read({wanted}) returned {len(data)} bytes")
             if not data:

@@ -64,13 +64,14 @@ def is_int(value: object) -> bool:
 def refuse_length(length: object, page_size: int) -> NoReturn:
     """Raise the error for a length that cannot be allocated."""
     if not isinstance(length, int) or isinstance(length, bool):
-        raise InvalidLengthError(f"length {length!r} is no integer; allowed are multiples of the page, {page_size} bytes")
+        raise InvalidLengthError(f"length {length!r} is no integer; allowed are multiples of the page size {page_size}")
     if length <= 0:
         raise InvalidLengthError(f"length {length} is not positive; the least is one page, {page_size} bytes")
     if length > MAX_OFFSET - page_size:
         raise InvalidLengthError(f"length {length} is beyond the greatest file size, {MAX_OFFSET} bytes")
     raise InvalidLengthError(
-        f"length {length} is no multiple of the page size {page_size}; round_up({length}) is {align_up(length, page_size)}"
+        f"length {length} is no multiple of the page size {page_size}; "
+        f"round_up({length}) is {align_up(length, page_size)}"
     )
 
 

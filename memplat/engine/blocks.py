@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from memplat.errors import ClosedError, MemplatError
 from memplat.ranges import FileRange
@@ -59,7 +59,7 @@ class MemoryBlock:
                 self._once.release()
                 raise
 
-    def __enter__(self) -> MemoryBlock:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

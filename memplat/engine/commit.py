@@ -12,12 +12,11 @@ Callers at the same time share a scan, but only one that started after their cal
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
 from array import array
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -122,11 +121,12 @@ class Scanner:
     def _scan(self) -> Usage:
         state = self._state
         started = time.perf_counter_ns()
-        for attempt in range(_ATTEMPTS + 1):
-            with state.gate if attempt == _ATTEMPTS else contextlib.nullcontext():
-                usage = self._attempt(final=attempt == _ATTEMPTS)
-            if usage is not None:
-                break
+        usage: Usage | None = None
+        for _ in range(_ATTEMPTS):
+            usage = usage or self._attempt(final=False)
+        if usage is None:
+            with state.gate:
+                usage = self._attempt(final=True)
         assert usage is not None, "the final attempt always answers"
         with state.lock:
             state.counters["scans"] += 1
@@ -144,7 +144,7 @@ class Scanner:
         finding = self._look(known)
         with state.lock:
             meanwhile, state.decommitted = state.decommitted, []
-            quiet = meanwhile is not None and not meanwhile
+            quiet = meanwhile == []
             # Worth another attempt only if something moved: a probe that is not exact does not become so.
             if not final and (finding.moved or not quiet):
                 self._known = None
@@ -192,7 +192,8 @@ class Scanner:
         if attribution.strays:
             table.take_free(attribution.strays, to_waste=True)
             state.wake()
-        usage = self._usage_locked(attribution, finding.method, foreign, finding.storage, exact=finding.proven, as_of=as_of)
+        method, storage = finding.method, finding.storage
+        usage = self._usage_locked(attribution, method, foreign, storage, exact=finding.proven, as_of=as_of)
         self._seen_changes = table.changes
         return usage
 
@@ -220,7 +221,7 @@ class Scanner:
             **self._ours_locked(),
         )
 
-    def _ours_locked(self) -> dict[str, object]:
+    def _ours_locked(self) -> dict[str, Any]:
         """The figures that need no host."""
         state = self._state
         table = state.table

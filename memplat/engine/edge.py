@@ -31,7 +31,7 @@ class Edge:
             refuse_range(pages, size, self.page_size)
         if not 0 <= start < end <= size:
             refuse_range(pages, size, self.page_size)
-        return pages
+        return pages  # type: ignore[no-any-return]  # it is a FileRange by now
 
     def _bytes(self, range_: Any) -> FileRange:
         """Any byte range within the file. To be called with the lock held."""
@@ -41,7 +41,7 @@ class Edge:
         size = self._state.table.size
         if not is_int(start) or not is_int(end) or not 0 <= start < end <= size:
             refuse_range(range_, size, 1)
-        return range_
+        return range_  # type: ignore[no-any-return]  # as in _pages
 
     def _around(self, start: int, end: int) -> tuple[int, int]:
         """The pages around a byte range."""
@@ -49,13 +49,13 @@ class Edge:
         return start & ~mask, (end + mask) & ~mask
 
     def _range_of(self, pages: Any) -> FileRange:
-        if isinstance(pages, FileRange):
-            return pages
         if isinstance(pages, MemoryBlock):
             if pages.memory is not self:
                 raise ForeignBlockError(f"{pages!r} belongs to another memory, {pages.memory!r}; use its own methods")
             return pages.pages
-        refuse_range(pages, self._state.table.size, self.page_size)
+        if not isinstance(pages, FileRange):
+            refuse_range(pages, self._state.table.size, self.page_size)
+        return pages
 
     @contextlib.contextmanager
     def _held(self, range_: Any, what: str, *, page_aligned: bool) -> Iterator[FileRange]:

@@ -41,7 +41,7 @@ class HostIO:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write *data* at *offset*; through the mapping where the file knows no write(2).
+        """Store all of *data* in the file, from *offset* on; through the mapping where the file knows no write(2).
 
         :raises OSError: the host cannot supply a page; a part may have been written
         """
@@ -71,7 +71,7 @@ class HostIO:
             raise host_error(error, "flush") from error
 
     def settle_ima(self) -> None:
-        """Map one page executable while the file is empty: IMA measures a file when it is first mapped so, and would read
-        all of its holes. Not fatal when refused.
+        """Map one page executable while the file is empty: IMA measures a file when it is first mapped so, and would
+        read all of its holes. Not fatal when refused.
         """
         host.ima_workaround(self._state.file.fd, self._state.file.page_size)

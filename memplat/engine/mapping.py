@@ -70,9 +70,11 @@ class Mapping:
         self.length, self.base = self._reserve(max_size, page_size, max(HUGE_PAGE_SIZE, page_size))
 
     def _reserve(self, max_size: int | None, page_size: int, alignment: int) -> tuple[int, int]:
-        asked = max_size or max(_LEAST_DEFAULT, 4 * (system.ram_size() + system.swap_size()))
+        ram = system.host_memory()
+        asked = max_size or max(_LEAST_DEFAULT, 4 * (ram.ram + ram.swap))
         length = asked = max(page_size, align_down(asked, page_size))
-        while True:
+        address = None
+        while address is None:
             try:
                 address = host.reserve_address_space(length, alignment)
             except OSError as error:
@@ -84,8 +86,6 @@ class Mapping:
                         "raise RLIMIT_AS (ulimit -v) or set a smaller max_size",
                     ) from error
                 length = smaller
-            else:
-                break
         if length != asked:
             note = f"max_size is {format_size(length)} instead of {format_size(asked)}: RLIMIT_AS allows no more"
             self.notes = (note,)
@@ -96,9 +96,7 @@ class Mapping:
         """Map ``[start, end)`` of the file to its place."""
         host.map_shared(self.base + start, end - start, fd, start)
 
-    def view(
-        self, start: int, end: int, *, writable: bool, release: Callable[[], None] | None = None
-    ) -> memoryview:
+    def view(self, start: int, end: int, *, writable: bool, release: Callable[[], None] | None = None) -> memoryview:
         """A view of ``[start, end)``, which must be mapped. *release* is called when the last view derived from it has
         died: in any thread, at any moment, locks held or not.
         """
@@ -124,7 +122,7 @@ class Mapping:
 
     def store(self, start: int, data: memoryview) -> None:
         """Copy *data* to *start*, for files that cannot be written with a system call."""
-        page = host.BASE_PAGE_SIZE
+        page = system.PAGE_SIZE
         host.populate_write(
             self.base + align_down(start, page), align_up(start + len(data), page) - align_down(start, page)
         )

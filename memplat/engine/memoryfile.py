@@ -10,7 +10,7 @@ import warnings
 import weakref
 from functools import partial
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 from memplat.engine import pages as states
 from memplat.engine.allocation import Allocator, preallocate
@@ -38,7 +38,7 @@ from memplat.engine.state import EngineState, host_error
 from memplat.errors import InvalidArgumentError, InvalidRangeError
 from memplat.hookspecs import BackendHooks
 from memplat.linux import extents as flat
-from memplat.linux import memory as host
+from memplat.linux import system
 from memplat.memory import AddressSpace, Block, Buffer, Fill
 from memplat.ranges import FileRange, align_up
 from memplat.types import (
@@ -220,7 +220,7 @@ class MemoryFile(Edge):
                     state.note_decommitted_locked([held])
                 try:
                     state.decommit_on_host([held])
-                except Exception:  # whatever it was: the pages have to be zero
+                except Exception:  # noqa: BLE001 -- whatever it was: the pages have to be zero
                     state.zero_by_hand([held])
                 with state.lock:
                     state.table.flag(*held, states.NONE)
@@ -228,7 +228,7 @@ class MemoryFile(Edge):
             except OSError as error:
                 raise host_error(error, f"decommit of {held}") from error
 
-    def view(self, range: FileRange | Block, *, writable: bool = True, pin: bool = True) -> memoryview:  # noqa: A002
+    def view(self, range: FileRange | Block, *, writable: bool = True, pin: bool = True) -> memoryview:
         """See :meth:`Memory.view`."""
         state = self._state
         writable = bool(writable)
@@ -239,7 +239,8 @@ class MemoryFile(Edge):
             first, last = self._around(start, end)
             table.pin(first, last, "view")
             try:
-                view = self._mapping.view(start, end, writable=writable, release=partial(state.view_dropped, first, last))
+                release = partial(state.view_dropped, first, last)
+                view = self._mapping.view(start, end, writable=writable, release=release)
             except BaseException:
                 table.unpin(first, last)
                 raise
@@ -247,7 +248,7 @@ class MemoryFile(Edge):
             self._reclaimer.ensure_thread()  # a dying view cannot start it
         return view
 
-    def _unpinned_view(self, range: FileRange | Block, writable: bool) -> memoryview:  # noqa: A002
+    def _unpinned_view(self, range: FileRange | Block, writable: bool) -> memoryview:
         state = self._state
         if state.is_forked:  # no lock is needed: the child has its own copy of everything, and only looks
             return self._mapping.view(*self._bytes(range), writable=writable)
@@ -257,12 +258,12 @@ class MemoryFile(Edge):
             state.exposed = state.exposed or writable
             return self._mapping.view(start, end, writable=writable)
 
-    def read(self, range: FileRange | Block) -> bytes:  # noqa: A002
+    def read(self, range: FileRange | Block) -> bytes:
         """See :meth:`Memory.read`."""
         with self._held(range, "read", page_aligned=False) as held:
             return self._io.read(*held)
 
-    def write(self, range: FileRange | Block, data: Buffer) -> None:  # noqa: A002
+    def write(self, range: FileRange | Block, data: Buffer) -> None:
         """See :meth:`Memory.write`."""
         try:
             source = memoryview(data).cast("B")
@@ -289,9 +290,9 @@ class MemoryFile(Edge):
     ) -> None:
         """See :meth:`Memory.map_into`."""
         chosen = choose(ACCESSES, access, "access")
-        if not is_int(addr) or addr < 0 or addr & (host.BASE_PAGE_SIZE - 1) or addr >= 1 << 64:
+        if not is_int(addr) or addr < 0 or addr & (system.PAGE_SIZE - 1) or addr >= 1 << 64:
             raise InvalidArgumentError(
-                f"addr {addr!r} is no address to map at; allowed are multiples of {host.BASE_PAGE_SIZE} below 2**64"
+                f"addr {addr!r} is no address to map at; allowed are multiples of {system.PAGE_SIZE} below 2**64"
             )
         if not callable(getattr(space, "map_file", None)):
             raise InvalidArgumentError(f"{space!r} is no address space: it has no map_file")
@@ -341,7 +342,7 @@ class MemoryFile(Edge):
     def reclaim(self, max_bytes: int | None = None) -> int:
         """See :meth:`Memory.reclaim`."""
         if max_bytes is not None and (not is_int(max_bytes) or max_bytes < 0):
-            raise InvalidArgumentError(f"max_bytes {max_bytes!r} is no number of bytes; allowed are 0 and more, or None")
+            raise InvalidArgumentError(f"max_bytes {max_bytes!r} is no number of bytes; allowed are 0 and more")
         with self._state.locked():
             pass  # refuses, and settles what views left behind
         try:
@@ -386,7 +387,7 @@ class MemoryFile(Edge):
             warnings.warn(f"{self!r} was closed with {left} bytes still referenced", ResourceWarning, stacklevel=2)
         state.hooks.memplat_memory_closed(memory=self)
 
-    def __enter__(self) -> MemoryFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

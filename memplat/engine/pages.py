@@ -158,7 +158,7 @@ class PageTable:
             if not refs:
                 raise NotAllocatedError(self._not_allocated("incref", start, end))
             if refs >= MAX_REFS:
-                raise ReferenceOverflowError(f"a page of {FileRange(start, end)} has {refs} references, the most allowed")
+                raise ReferenceOverflowError(f"a page of {FileRange(start, end)} has {refs} references, the most")
             return (state, refs + 1, pins, kind, owner, pool)
 
         self._update(start, end, more)
@@ -263,10 +263,10 @@ class PageTable:
         waste = 0
         for pool in (SMALL, HUGE):
             joined: list[tuple[int, int]] = []
-            for start, end in self._releasable(pool):
+            for start, run_end in self._releasable(pool):
                 if waste >= max_bytes:
                     break
-                end = min(end, start + self._in_pool_units(max_bytes - waste, pool))
+                end = min(run_end, start + self._in_pool_units(max_bytes - waste, pool))
                 waste += (end - start) << shift
                 if joined and self._is_joinable(joined[-1][1], start, pool):
                     joined[-1] = joined[-1][0], end

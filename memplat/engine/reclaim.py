@@ -1,10 +1,11 @@
 """Giving waste back to the host: in batches, in the background or on demand.
 
-A batch: under the lock waste becomes *releasing*; without it, one hook call decommits; under the lock it becomes free. At
-most :data:`BATCH_BYTES` a batch: a punch blocks every other fallocate of the file for as long as it lasts.
+A batch: under the lock waste becomes *releasing*; without it, one hook call decommits; under the lock it becomes free.
+At most :data:`BATCH_BYTES` a batch: a punch blocks every other fallocate of the file as long as it lasts.
 
-Where the host refuses, the pages that are still committed are zeroed by hand and flagged *retained*; the next round tries
-them again. If not even that can be found out, the batch is waste again and the reclaimer gives up until there is more.
+Where the host refuses, the pages that are still committed are zeroed by hand and flagged *retained*; the next round
+tries them again. If not even that can be found out, the batch is waste again and the reclaimer gives up until
+there is more.
 
 The background thread starts with the first waste, holds the memory only weakly, and sleeps in a queue without cost.
 """
@@ -19,7 +20,6 @@ from typing import Final
 
 from memplat.engine import pages
 from memplat.engine.state import EngineState
-from memplat.linux import extents as flat
 from memplat.ranges import MIB, FileRange
 from memplat.types import ReclaimMode
 
@@ -134,7 +134,7 @@ class Reclaimer:
     # -- reclaiming ---------------------------------------------------------------------------------------------------
 
     def reclaim_all(self, max_bytes: int | None = None, *, retry: bool = False) -> int:
-        """Reclaim batch by batch, at most about *max_bytes*; the bytes that became free. *retry*: what is retained, too."""
+        """Reclaim batch by batch, at most about *max_bytes*; the bytes that became free. *retry*: the retained, too."""
         if retry:
             self._retry_retained()
         done = 0
@@ -213,13 +213,11 @@ class Reclaimer:
         """Decommit; what the host refused to take back is zeroed by hand and returned."""
         try:
             self._state.decommit_on_host(ranges)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- whatever it was: nothing is known about the batch
             retained = self._state.zero_by_hand(ranges)
             if retained and not self._warned:
                 self._warned = True
-                log.warning(
-                    "memplat: the host refused to take back pages (%s); they are zeroed by hand and counted as retained", error
-                )
+                log.warning("memplat: the host refused to take pages back (%s); zeroed by hand, and retained", error)
             return retained
         return []
 
@@ -285,7 +283,7 @@ class Reclaimer:
         return True
 
     def make_room(self) -> bool:
-        """For an allocation that found none: reclaim, or wait for what is being released. Whether anything came free."""
+        """For an allocation that found no room: reclaim, or wait for what is being released. Whether that helped."""
         if self.reclaim_all():
             return True
         state = self._state

@@ -10,10 +10,14 @@ from memplat.ranges import FileRange, format_size
 def dump(state: EngineState) -> str:
     """All segments with their flags. To be called with the lock held."""
     table = state.table
-    lines = [
-        f"memory {state.file.backend}: {format_size(table.size)} of at most {format_size(state.max_size)}, "
-        f"{len(table.segments)} segments, waste {table.waste}, releasing {table.releasing}, views {len(state.mapping.leases)}"
-    ]
+    head = (
+        f"memory {state.file.backend}: {format_size(table.size)} of at most {format_size(state.max_size)}",
+        f"{len(table.segments)} segments",
+        f"waste {table.waste}",
+        f"releasing {table.releasing}",
+        f"views {len(state.mapping.leases)}",
+    )
+    lines = [", ".join(head)]
     for start, end, (what, refs, pins, kind, owner, pool) in table.runs():
         line = f"{FileRange(start, end)} {format_size(end - start):>10} {pages.STATES[what]}"
         if what == pages.USED:

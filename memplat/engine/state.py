@@ -4,12 +4,12 @@ Locks, in the order in which they may be taken:
 
 1. ``Scanner._turn`` (one scan at a time), ``Allocator._growing`` (one growth at a time)
 2. :attr:`EngineState.gate` (nothing is being decommitted): held while a hook decommits, re-entrant
-3. :attr:`EngineState.lock`: guards everything that is not marked immutable. Held for moments only: no hook and no system
-   call that can take long runs under it. Methods that need it held end in ``_locked``.
+3. :attr:`EngineState.lock`: guards everything that is not marked immutable. Held for moments only: no hook and no
+   system call that can take long runs under it. Methods that need it held end in ``_locked``.
 
-Views die at any moment, even while their thread holds the lock. So a dying view only appends to :attr:`dropped` and tries
-the lock; if it is taken, whoever holds it settles the account after letting go (:meth:`EngineState.catch_up`), or the
-next caller does.
+Views die at any moment, even while their thread holds the lock. So a dying view only appends to :attr:`dropped` and
+tries the lock; if it is taken, whoever holds it settles the account after letting go (:meth:`EngineState.catch_up`), or
+the next caller does.
 """
 
 from __future__ import annotations
@@ -180,8 +180,9 @@ class EngineState:
     def abandon(self) -> None:
         """The memory was dropped without close. Runs in the garbage collector: takes no lock."""
         if self.refuse is None:
-            warnings.warn(f"unclosed memory ({self.file.backend}, {self.table.size} bytes)", ResourceWarning, stacklevel=2)
             self.refuse = closed
+            what = f"unclosed memory ({self.file.backend}, {self.table.size} bytes)"
+            warnings.warn(what, ResourceWarning, stacklevel=2)
 
     def finish(self) -> None:
         """Give the file and the mapping back, once."""
@@ -272,7 +273,7 @@ class EngineState:
             raise self.broken("memplat_decommit", "did not say True: no implementation has decommitted the pages")
 
     def zero_by_hand(self, ranges: list[FileRange]) -> list[FileRange]:
-        """Zero those pages that are committed, and return them. The others read as zero anyway, and would be committed."""
+        """Zero those pages that are committed, and return them. The others are zero; touching would commit them."""
         zeroed = []
         for pages_ in ranges:
             extents = self.committed(pages_.start, pages_.end)
