@@ -18,8 +18,8 @@ A backend is a module or an object whose functions carry :data:`hookimpl`. It mu
 
 Rules for all hooks:
 
-- They are called for assembly and for batches, never per page, and never with the engine's lock held. They may be called
-  from any thread, two at a time for the same file.
+- They are called for assembly and for batches, never per page, and never with the engine's lock held. They may be
+  called from any thread, two at a time for the same file.
 - An implementation may leave out arguments that it does not need.
 - All but the events are *firstresult*: the first implementation that returns something other than ``None`` answers.
 - Extensions named in the configuration may wrap any hook (``@hookimpl(wrapper=True)``).
@@ -90,7 +90,7 @@ def memplat_create_file(options: Any) -> BackingFile | None:
 
 @hookspec(firstresult=True)
 def memplat_grow(file: BackingFile, size: int) -> bool | None:
-    """Extend the file to *size* bytes and return True. A file that is that large already is success. Default: ftruncate.
+    """Extend the file to *size* bytes and return True. A file that is so large already is success. Default: ftruncate.
 
     Must never make the file smaller. An ``OSError`` leaves the file as it was.
 

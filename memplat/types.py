@@ -262,7 +262,7 @@ class Usage:
     as_of: float
     """When the host was probed, on the clock of :func:`time.monotonic`."""
     method: str
-    """Which probe answered: ``unchanged``, ``known``, the backend's word for its probe; ``none`` before the first one."""
+    """Which probe answered: ``unchanged``, ``known``, or the backend's word for its own; ``none`` before the first."""
     exact: bool
     """False if the figures could not be proven against the host's own total."""
     committed: Mapping[str, int]
@@ -294,7 +294,7 @@ class Usage:
     peak_committed: int
     """The greatest *total* that any probe has seen."""
     counters: Mapping[str, int]
-    """Events since the memory was opened: allocations, frees, recycled_bytes, reclaimed_bytes, decommit_calls, scans …"""
+    """Events since the memory was opened: allocations, frees, recycled_bytes, reclaimed_bytes, decommit_calls, scans"""
 
 
 #: Committed extents as a probe returns them: ``start0, end0, start1, end1, …``, sorted and disjoint.
