@@ -92,7 +92,7 @@ _held_settings: set[Path] = set()
 
 @contextlib.contextmanager
 def _nobody_else(file: Path) -> Iterator[None]:
-    """Keep other test runs on this host from changing the same setting meanwhile: a lock on the file itself, flock(2)."""
+    """Keep other test runs on this host from changing the same setting meanwhile: flock(2) on the file itself."""
     if file in _held_settings:
         yield
         return
@@ -191,7 +191,7 @@ def touch_elsewhere(fd: int, offsets: Sequence[int], length: int, *, write: bool
     )
 
 
-# ---- fixtures ---------------------------------------------------------------------------------------------------------
+# ---- fixtures --------------------------------------------------------------------------------------------------------
 
 
 def _mount_fixture(fstype: str, size: int) -> Iterator[Path]:

@@ -1,0 +1,319 @@
+"""Giving many ranges back, by whichever way: the result is the same, and so is the error."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import random
+import re
+import resource
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from memplat.linux import files, memory
+from memplat.ranges import FileRange
+from tests.hostparts import MIB, hugetlb_pool
+
+PAGE = 4096
+SIZE = 16 * MIB
+
+
+class Mapped:
+    """A file that is mapped whole, every page of it written to."""
+
+    def __init__(self, fd: int, size: int = SIZE) -> None:
+        self.fd = fd
+        self.size = size
+        os.ftruncate(fd, size)
+        self.address = memory.reserve_address_space(size)
+        memory.map_shared(self.address, size, fd, 0)
+
+    def fill(self) -> None:
+        for offset in range(0, self.size, PAGE):
+            memory.copy_to(self.address + offset, b"%08x" % offset)
+
+    def zeroed(self) -> set[int]:
+        """The numbers of the pages that read as zeros."""
+        content = os.pread(self.fd, self.size, 0)
+        return {number for number in range(self.size // PAGE) if not any(content[number * PAGE : number * PAGE + 8])}
+
+    def storage(self) -> int:
+        return os.fstat(self.fd).st_blocks * 512
+
+    def close(self) -> None:
+        memory.unmap(self.address, self.size)
+        os.close(self.fd)
+
+
+@contextlib.contextmanager
+def opened(fd: int, size: int = SIZE) -> Iterator[Mapped]:
+    file = Mapped(fd, size)
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+@pytest.fixture
+def file() -> Iterator[Mapped]:
+    with opened(files.memfd("test")) as mapped:
+        yield mapped
+
+
+def pages_of(ranges: list[FileRange]) -> set[int]:
+    return {number for start, end in ranges for number in range(start // PAGE, end // PAGE)}
+
+
+def scattered(count: int, step: int = 2) -> list[FileRange]:
+    return [FileRange(number * step * PAGE, (number * step + 1) * PAGE) for number in range(count)]
+
+
+@pytest.mark.parametrize("with_address", [True, False])
+@pytest.mark.parametrize("count", [0, 1, 2, 1023, 1024, 1025, 2048])
+def test_exactly_the_given_pages_are_given_back(file, count, with_address):
+    file.fill()
+    ranges = scattered(count)
+    files.punch_batch(file.fd, file.address if with_address else None, ranges)
+    assert file.zeroed() == pages_of(ranges)
+    assert file.storage() == SIZE - count * PAGE
+
+
+def test_ranges_of_all_sizes_in_any_order_are_given_back(file):
+    file.fill()
+    numbers = random.Random(1).sample(range(0, SIZE // PAGE, 16), 200)
+    ranges = [FileRange(number * PAGE, (number + 1 + number % 11) * PAGE) for number in numbers]
+    files.punch_batch(file.fd, file.address, ranges)
+    assert file.zeroed() == pages_of(ranges)
+
+
+def test_pages_that_nobody_touched_can_be_given_back(file):
+    files.punch_batch(file.fd, file.address, scattered(1000))
+    assert file.storage() == 0
+
+
+def test_pages_that_only_somebody_else_mapped_are_given_back(file):
+    os.pwrite(file.fd, b"x" * 8 * PAGE, 0)  # not in the page tables of the mapping
+    files.punch_batch(file.fd, file.address, scattered(4))
+    assert file.zeroed() & set(range(8)) == {0, 2, 4, 6}
+
+
+def test_a_locked_mapping_falls_back_to_the_descriptor(file):
+    memory.lock(file.address, MIB)
+    file.fill()
+    ranges = scattered(400)
+    files.punch_batch(file.fd, file.address, ranges)  # 128 of them locked, where MADV_REMOVE is EINVAL
+    assert file.zeroed() == pages_of(ranges)
+
+
+def test_a_lock_in_the_middle_of_a_batch_is_got_round(file):
+    memory.lock(file.address + MIB, MIB)
+    file.fill()
+    ranges = scattered(1000)
+    files.punch_batch(file.fd, file.address, ranges)
+    assert file.zeroed() == pages_of(ranges)
+
+
+def test_a_wrong_address_is_got_round(file):
+    file.fill()
+    ranges = scattered(10)
+    files.punch_batch(file.fd, memory.PROT_NONE + PAGE, ranges)  # nothing is mapped there
+    assert file.zeroed() == pages_of(ranges)
+
+
+@pytest.mark.parametrize("with_address", [True, False])
+@pytest.mark.parametrize("count", [3, 2500])
+def test_the_range_that_failed_is_named_and_those_before_it_are_done(file, monkeypatch, count, with_address):
+    file.fill()
+    ranges = scattered(count, step=1)
+    random.Random(2).shuffle(ranges)
+    bad = ranges[-2]
+    refuse_one_range(monkeypatch, file.address, bad)
+    with pytest.raises(PermissionError, match=re.escape(str(bad))):
+        files.punch_batch(file.fd, file.address if with_address else None, ranges)
+    assert file.zeroed() == pages_of(ranges[:-2])
+
+
+def refuse_one_range(monkeypatch: pytest.MonkeyPatch, address: int, bad: FileRange) -> None:
+    """A kernel that has something against *bad*, whichever way it is asked, and does all else."""
+    advise: Callable[..., int] = files._process_madvise
+    fallocate: Callable[..., int] = files._fallocate_held
+
+    def refusing_advise(number: int, pid: int, where: int, count: int, *rest: int) -> int:
+        starts = list((ctypes.c_uint64 * (2 * count)).from_address(where))[0::2]
+        if address + bad.start in starts:
+            count = starts.index(address + bad.start)
+            if not count:
+                ctypes.set_errno(errno.EPERM)
+                return -1
+        return advise(number, pid, where, count, *rest)
+
+    def refusing_fallocate(fd: int, mode: int, offset: int, length: int) -> int:
+        if offset == bad.start:
+            ctypes.set_errno(errno.EPERM)
+            return -1
+        return fallocate(fd, mode, offset, length)
+
+    monkeypatch.setattr(files, "_process_madvise", refusing_advise)
+    monkeypatch.setattr(files, "_fallocate_held", refusing_fallocate)
+
+
+def test_a_sealed_file_is_an_error_by_both_ways():
+    fd = files.memfd("sealed")
+    with opened(fd) as file:
+        file.fill()
+        files.add_seals(fd, files.F_SEAL_FUTURE_WRITE)
+        for address in (file.address, None):
+            with pytest.raises(PermissionError):
+                files.punch_batch(fd, address, scattered(10))
+        assert not file.zeroed()
+
+
+def test_a_read_only_descriptor_is_an_error(file):
+    read_only = os.open(f"/proc/self/fd/{file.fd}", os.O_RDONLY)
+    try:
+        with pytest.raises(OSError, match="PUNCH_HOLE") as caught:
+            files.punch_batch(read_only, None, scattered(3))
+        assert caught.value.errno == errno.EBADF
+    finally:
+        os.close(read_only)
+
+
+def test_more_than_a_vector_holds_is_given_back_whole():
+    with opened(files.memfd("large"), 5 << 30) as file:
+        ends = [(1 << 30) - PAGE, 1 << 30, 3 << 30, (3 << 30) + PAGE, (5 << 30) - PAGE]
+        for offset in (0, *ends):
+            memory.copy_to(file.address + offset, b"x")
+        files.punch_batch(
+            file.fd, file.address, [FileRange(0, 1 << 30), FileRange(1 << 30, 4 << 30), FileRange(4 << 30, 5 << 30)]
+        )
+        assert file.storage() == 0
+
+
+@pytest.mark.parametrize("any_disk_directory", ["ext4", "xfs", "btrfs", "tmpfs"], indirect=True)
+@pytest.mark.parametrize("with_address", [True, False])
+def test_every_file_system_gives_back_exactly_the_pages(any_disk_directory: Path, with_address: bool):
+    fd = os.open(any_disk_directory, os.O_TMPFILE | os.O_RDWR, 0o600)
+    with opened(fd, 4 * MIB) as file:
+        file.fill()
+        os.fdatasync(fd)
+        ranges = scattered(500)
+        files.punch_batch(fd, file.address if with_address else None, ranges)
+        assert file.zeroed() == pages_of(ranges)
+        data = files.seek_extents(fd, 0, file.size)
+        assert pages_of(list(map(FileRange, data[0::2], data[1::2]))) == set(range(1024)) - pages_of(ranges)
+
+
+@pytest.mark.parametrize("with_address", [True, False])
+def test_huge_pages_are_given_back(with_address):
+    with hugetlb_pool(8), opened(files.memfd("huge", files.MFD_HUGETLB)) as file:
+        for offset in range(0, SIZE, 2 * MIB):
+            memory.copy_to(file.address + offset, b"huge")
+        ranges = [FileRange(0, 2 * MIB), FileRange(4 * MIB, 8 * MIB), FileRange(14 * MIB, 16 * MIB)]
+        files.punch_batch(file.fd, file.address if with_address else None, ranges)
+        assert file.storage() == 8 * MIB
+        assert [memory.copy_from(file.address + offset, 4) for offset in (2 * MIB, 8 * MIB)] == [b"huge", b"huge"]
+
+
+def test_signals_do_not_disturb_a_batch(file):
+    ticks: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda *_: ticks.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        rounds = 0
+        while len(ticks) < 20:
+            file.fill()
+            files.punch_batch(file.fd, file.address, scattered(SIZE // PAGE, step=1))
+            assert file.storage() == 0
+            files.fallocate(file.fd, 0, 0, SIZE)
+            assert file.storage() == SIZE
+            rounds += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_forked_child_punches_by_its_own_mapping(file):
+    file.fill()
+    child = os.fork()
+    if not child:  # pragma: no cover
+        files.punch_batch(file.fd, file.address, scattered(5))
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert file.zeroed() == pages_of(scattered(5))
+
+
+def without_process_madvise(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """A kernel that answers every process_madvise with *code*, as an older one or a sandbox does."""
+
+    def refuse(*_: object) -> int:
+        ctypes.set_errno(code)
+        return -1
+
+    monkeypatch.setattr(files, "_process_madvise", refuse)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EBADF])
+def test_a_kernel_that_cannot_punch_vectors_is_got_round(file, monkeypatch, code):
+    file.fill()
+    without_process_madvise(monkeypatch, code)
+    ranges = scattered(1500)
+    files.punch_batch(file.fd, file.address, ranges)
+    assert file.zeroed() == pages_of(ranges)
+
+
+def test_a_kernel_that_stops_halfway_is_continued_at_the_right_place(file, monkeypatch):
+    file.fill()
+    real: Callable[..., int] = files._process_madvise
+
+    def short(number: int, pid: int, where: int, count: int, advice: int, flags: int) -> int:
+        return real(number, pid, where, min(count, 7), advice, flags)
+
+    monkeypatch.setattr(files, "_process_madvise", short)
+    ranges = scattered(100)
+    files.punch_batch(file.fd, file.address, ranges)
+    assert file.zeroed() == pages_of(ranges)
+
+
+def test_the_pid_descriptor_serves_where_the_kernel_has_no_name_for_oneself(file, monkeypatch):
+    file.fill()
+    real: Callable[..., int] = files._process_madvise
+
+    def old(number: int, pid: int, *rest: int) -> int:
+        if pid < 0:
+            ctypes.set_errno(errno.EBADF)
+            return -1
+        return real(number, pid, *rest)
+
+    monkeypatch.setattr(files, "_process_madvise", old)
+    monkeypatch.setattr(files, "punch_hole", lambda *_: pytest.fail("not by vector"))
+    ranges = scattered(100)
+    files.punch_batch(file.fd, file.address, ranges)
+    assert file.zeroed() == pages_of(ranges)
+
+
+@pytest.mark.parametrize("with_address", [True, False])
+def test_beside_a_busy_thread_the_interpreter_is_not_waited_for_once_a_range(file, with_address):
+    file.fill()
+    stop = threading.Event()
+
+    def busy() -> None:
+        while not stop.is_set():
+            pass
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    try:
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        files.punch_batch(file.fd, file.address if with_address else None, scattered(2048))
+        waits = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before
+    finally:
+        stop.set()
+        thread.join()
+    assert file.storage() == SIZE // 2
+    assert waits < 200
