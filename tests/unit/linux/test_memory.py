@@ -210,7 +210,7 @@ def test_locking_beyond_the_limit_is_an_error(reservation, fd):
     assert in_another_process(code, os.getcwd()).split() == ["refused", str(errno.EPERM)]
 
 
-# ---- exported views --------------------------------------------------------------------------------------------------
+# ---- exported views -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
