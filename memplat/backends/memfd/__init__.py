@@ -46,6 +46,10 @@ class HugePages(enum.StrEnum):
     COLLAPSE = "collapse"
 
 
+#: Not MADV_NOHUGEPAGE where collapsing is wanted: it would forbid that, too.
+_ADVICE: Final = {HugePages.NEVER: memory.MADV_NOHUGEPAGE, HugePages.ADVISE: memory.MADV_HUGEPAGE}
+
+
 def _check_name(_: object, attribute: attrs.Attribute[str], value: object) -> None:
     if not isinstance(value, str) or "\0" in value or len(value.encode()) > _MAX_NAME_BYTES:
         raise ValueError(f"{attribute.name} is {value!r}: allowed are up to {_MAX_NAME_BYTES} bytes without NUL")
@@ -128,8 +132,8 @@ def memplat_create_file(options: MemfdOptions | None) -> BackingFile:
 @hookimpl
 def memplat_mapped(file: BackingFile, start: int, end: int) -> bool:
     """Tell the kernel whether first touches may take 2 MiB. One without huge pages refuses, and need not be told."""
-    if file.address is not None:
-        advice = memory.MADV_HUGEPAGE if _options(file).huge is HugePages.ADVISE else memory.MADV_NOHUGEPAGE
+    advice = _ADVICE.get(_options(file).huge)
+    if file.address is not None and advice is not None:
         with contextlib.suppress(OSError):
             memory.madvise(file.address + start, end - start, advice)
     return True
