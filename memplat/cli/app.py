@@ -1,0 +1,51 @@
+"""The command ``memplat`` and what its subcommands share."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import click
+
+from memplat.cli.backends import backends
+from memplat.cli.demo import demo
+from memplat.errors import ConfigError, MemplatError
+
+
+class _Group(click.Group):
+    """Tells memplat's own errors as a sentence, not as a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the subcommand."""
+        try:
+            return super().invoke(ctx)
+        except MemplatError as error:
+            told = click.ClickException(str(error))
+            told.exit_code = 2 if isinstance(error, ConfigError) else 1
+            raise told from error
+
+
+def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    try:
+        version = importlib.metadata.version("memplat")
+    except importlib.metadata.PackageNotFoundError:
+        version = "(a source tree that is not installed)"
+    click.echo(f"memplat {version} (Python {platform.python_version()}, Linux {platform.release()})")
+    ctx.exit()
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version and exit."
+)
+def app() -> None:
+    """Platform memory for sandboxes, emulators and virtual machines."""
+
+
+app.add_command(backends)
+app.add_command(demo)
+
+__all__ = ["app"]
