@@ -13,6 +13,12 @@ from memplat.cli.demo import demo
 from memplat.errors import ConfigError, MemplatError
 
 
+class _WrongUsage(click.ClickException):
+    """A configuration is as much the user's word as an argument is."""
+
+    exit_code = 2
+
+
 class _Group(click.Group):
     """Tells memplat's own errors as a sentence, not as a traceback."""
 
@@ -21,9 +27,8 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except MemplatError as error:
-            told = click.ClickException(str(error))
-            told.exit_code = 2 if isinstance(error, ConfigError) else 1
-            raise told from error
+            told = _WrongUsage if isinstance(error, ConfigError) else click.ClickException
+            raise told(str(error)) from error
 
 
 def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
@@ -39,7 +44,12 @@ def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version and exit."
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
 )
 def app() -> None:
     """Platform memory for sandboxes, emulators and virtual machines."""

@@ -80,7 +80,12 @@ def _progress(sources: list[Source]) -> Iterator[Observe]:
     """Progress bars on standard error, if that is a terminal."""
     console = make_console(stderr=True)
     total = sum(source.length for source in sources)
-    columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"))
+    columns = (
+        TextColumn("{task.description:12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         tasks = {
             "load": progress.add_task("loading", total=total, unit="bytes"),

@@ -1,8 +1,8 @@
-"""The demo's work without its looks: load files as pages, have processes look at them, check, and give all of it back.
+"""The demo's work without its looks: load files as pages, let processes look at them, check, and give it all back.
 
-Nothing is taken on trust: the figures of the memory are compared with the sizes of the files and with fstat(2), and what
-the processes found out with hashlib on the files themselves. What does not add up is collected, not raised, so that the
-memory is given back, and that is checked, too.
+Nothing is taken on trust: the figures of the memory are compared with the sizes of the files and with fstat(2), and
+what the processes found out with hashlib on the files themselves. What does not add up is collected, not raised, so
+that the memory is given back, and that is checked, too.
 """
 
 from __future__ import annotations
@@ -108,11 +108,15 @@ class _Loaded:
 Observe = Callable[[str, int], None]
 
 
+def _observe_nothing(_stage: str, _amount: int) -> None:
+    pass
+
+
 def run_demo(
     memory: Memory,
     sources: Sequence[Source],
     workers: int,
-    observe: Observe = lambda stage, amount: None,
+    observe: Observe | None = None,
     *,
     may_keep: int = 0,
     script: Path = WORKER_SCRIPT,
@@ -124,7 +128,7 @@ def run_demo(
     :param script: what the processes run
     """
     report = Report(workers=min(workers, len(sources)))
-    run = _Run(memory, report, observe, script)
+    run = _Run(memory, report, observe or _observe_nothing, script)
     run.measure("opened")
     try:
         run.load(sources)
@@ -165,7 +169,8 @@ class _Run:
         """The figures add up, to what the host says. Only where no process writes at the same time."""
         usage = moment.usage
         self.expect(moment, "the usage's claim to be exact", usage.exact, True)
-        self.expect(moment, "the sum by kind", sum(usage.committed.values()) + usage.overhead + usage.foreign, usage.total)
+        by_kind = sum(usage.committed.values()) + usage.overhead + usage.foreign
+        self.expect(moment, "the sum by kind", by_kind, usage.total)
         self.expect(moment, "the total", moment.in_file, moment.fstat_bytes)
 
     # -- the stages ---------------------------------------------------------------------------------------------------
@@ -179,7 +184,7 @@ class _Run:
             self.orders.append(Order(owner, [Job(each.pages, each.source.length) for each in ours], results))
         moment = self.measure("loaded")
         self.expect_exact(moment)
-        self._expect_committed(moment, PAGE_CACHE, lambda order: sum(job.pages.length for job in order.jobs))
+        self._expect_committed(moment, PAGE_CACHE, self._file_pages)
         self.report.pages = page_map.draw(self.memory)
 
     def work(self) -> None:
@@ -253,7 +258,8 @@ class _Run:
                 pages = self._allocate(source.length, PAGE_CACHE, owner, reader)  # type: ignore[arg-type]  # reads only
             reader.read(1)  # more than there was: the file has grown, or is one whose size the kernel does not tell
             if reader.count != source.length:
-                raise DemoError(f"{source.path} has {source.length} bytes by its size and {reader.count} when it is read")
+                found = f"at least {reader.count}" if reader.count > source.length else str(reader.count)
+                raise DemoError(f"{source.path} is {source.length} bytes long by its size, but {found} when it is read")
         return _Loaded(source, owner, pages, signature)
 
     def _file_pages(self, order: Order) -> int:

@@ -78,4 +78,3 @@ def _summary(words: set[str]) -> str:
     if len(kinds) > 1:
         return "mixed"
     return str(kinds[0]) if kinds else str(PageState.FREE)
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+import attrs
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -56,25 +57,12 @@ def as_json(report: Report, backend: SelectedBackend) -> dict[str, Any]:
         "backend": {
             "name": backend.name,
             "version": backend.info.version,
-            "selection": [
-                {"name": each.name, "taken": each.taken, "reason": each.reason, "remedy": each.remedy, "source": each.source}
-                for each in backend.selection
-            ],
+            "selection": [attrs.asdict(candidate) for candidate in backend.selection],
         },
         "workers": report.workers,
         "moments": [_moment_as_json(moment) for moment in report.moments],
         "page_map": report.pages and {"cell_bytes": report.pages.cell_bytes, "rows": report.pages.rows},
-        "files": [
-            {
-                "path": str(found.path),
-                "bytes": found.length,
-                "sha256": found.sha256,
-                "words": found.words,
-                "owner": found.owner,
-                "process": found.process,
-            }
-            for found in report.findings
-        ],
+        "files": [{**attrs.asdict(found), "path": str(found.path)} for found in report.findings],
     }
 
 
@@ -110,7 +98,8 @@ def _usage_table(moments: list[Moment]) -> Table:
     for moment in moments:
         table.add_column(moment.name, justify="right")
     kinds = dict.fromkeys((PAGE_CACHE, ANONYMOUS))
-    kinds.update(dict.fromkeys(kind for kind in MemoryKind if any(moment.usage.committed.get(kind) for moment in moments)))
+    seen = {kind for moment in moments for kind, nbytes in moment.usage.committed.items() if nbytes}
+    kinds.update(dict.fromkeys(kind for kind in MemoryKind if kind in seen))
     for kind in kinds:
         table.add_row(kind, *(_kib(moment.usage.committed.get(kind, 0)) for moment in moments))
     if any(moment.usage.overhead for moment in moments):
@@ -166,7 +155,7 @@ def _file_table(findings: list[Finding], *, verbose: bool) -> Table:
 
 
 def _show_page_map(console: Console, pages: PageMap) -> None:
-    console.print(Text("page map", style="bold").append(f" (a letter is {format_size(pages.cell_bytes)})", style="not bold"))
+    console.print(Text.assemble(("page map", "bold"), f" (a letter is {format_size(pages.cell_bytes)})"))
     words = iter(pages.cells)
     for row in pages.rows:
         line = Text("  ")

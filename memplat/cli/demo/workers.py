@@ -12,7 +12,8 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import IO, Final, Self
 
 import attrs
 
@@ -63,7 +64,9 @@ def run_workers(fd: int, orders: Sequence[Order], *, script: Path = WORKER_SCRIP
     """
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
         for order in orders:
-            worker = stack.enter_context(_Worker(fd, order, script))
+            complaints = stack.enter_context(tempfile.TemporaryFile())
+            worker = stack.enter_context(_Worker(fd, order, script, complaints))
+            worker.hand_over(fd)
             selector.register(worker.stdout, selectors.EVENT_READ, worker)
         while selector.get_map():
             for key, _ in selector.select():
@@ -80,28 +83,22 @@ def run_workers(fd: int, orders: Sequence[Order], *, script: Path = WORKER_SCRIP
 class _Worker:
     """A running process; leaving the context ends it."""
 
-    def __init__(self, fd: int, order: Order, script: Path) -> None:
+    def __init__(self, fd: int, order: Order, script: Path, complaints: IO[bytes]) -> None:
         self.order = order
         self.done = 0
-        self._stack = contextlib.ExitStack()
-        self._complaints = self._stack.enter_context(tempfile.TemporaryFile())
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", script],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._complaints,
-                pass_fds=(fd,),
-            )
-        except BaseException:
-            self._stack.close()
-            raise
-        self._stack.push(self._process)
+        self._complaints = complaints
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            pass_fds=(fd,),
+        )
         assert self._process.stdout is not None
         self.stdout = self._process.stdout
-        self._hand_over(fd)
 
-    def _hand_over(self, fd: int) -> None:
+    def hand_over(self, fd: int) -> None:
+        """Tell it what to do."""
         jobs = [(job.pages.start, job.pages.length, job.length) for job in self.order.jobs]
         document = {"fd": fd, "jobs": jobs, "results": (self.order.results.start, self.order.results.length)}
         assert self._process.stdin is not None
@@ -117,9 +114,11 @@ class _Worker:
             told = self._complaints.read().decode(errors="replace").strip().rpartition("\n")[2]
             raise WorkerError(self.order.owner, status, self._process.pid, told)
 
-    def __enter__(self) -> _Worker:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._process.kill()  # of no effect on one that has ended and was waited for
-        self._stack.close()
+        self._process.__exit__(exc_type, exc, traceback)
