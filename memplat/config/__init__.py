@@ -17,7 +17,19 @@ coercing in silence, ``layers.py`` lays the layers upon each other and remembers
 from __future__ import annotations
 
 from memplat.config.document import Document, find_document
-from memplat.config.layers import BackendItem, Config, load, profile_names
-from memplat.config.source import Origin, Setting, Source
+from memplat.config.layers import RESERVED_NAMES, BackendItem, Config, load, profile_names
+from memplat.config.source import Origin, Setting, Source, nearest
 
-__all__ = ["BackendItem", "Config", "Document", "Origin", "Setting", "Source", "find_document", "load", "profile_names"]
+__all__ = [
+    "RESERVED_NAMES",
+    "BackendItem",
+    "Config",
+    "Document",
+    "Origin",
+    "Setting",
+    "Source",
+    "find_document",
+    "load",
+    "nearest",
+    "profile_names",
+]

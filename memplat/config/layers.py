@@ -24,6 +24,8 @@ _DEFAULT_BACKENDS: Final = ("memfd",)
 _ENGINE: Final = structure.options_of(EngineOptions)
 #: The keys of ``[memory]`` that are no option of the engine.
 _LISTS: Final = ("backend", "extensions", "plugins")
+#: Names that a backend cannot have, because they mean something else where its options are written.
+RESERVED_NAMES: Final = frozenset({*_ENGINE, *_LISTS, "config", "profile"})
 _OFF: Final = frozenset({"", "0", "false", "no", "off"})
 _ON: Final = frozenset({"1", "true", "yes", "on"})
 
@@ -327,4 +329,4 @@ def _plugins_disabled(environ: Mapping[str, str]) -> bool:
     return value in _ON
 
 
-__all__ = ["BackendItem", "Config", "load", "profile_names"]
+__all__ = ["RESERVED_NAMES", "BackendItem", "Config", "load", "profile_names"]

@@ -126,7 +126,8 @@ class _Structurer:
     def field(self, cls: type[Any], field: attrs.Attribute[Any], value: Any) -> Any:
         if is_size(field, cls):
             return self._size(value, field.type)
-        if field.type is None or field.converter is not None:
+        has_own_rules = field.converter is not None and field.converter is not field.type  # type: ignore[comparison-overlap]
+        if field.type is None or has_own_rules:
             return value  # the class itself says what it takes: build() reports what it refuses
         try:
             return self._converter.structure(value, field.type)

@@ -467,6 +467,9 @@ def test_a_class_with_a_converter_decides_itself_what_it_takes():
 
     with pytest.raises(UnfitError, match="invalid literal"):
         build(Picky, {"number": "x"})
+    # A converter that is the type itself is there for convenience, and no reason to be less strict.
+    with pytest.raises(UnfitError, match="expected an integer"):
+        structure_option(Picky, "number", "3", text_sizes=True)
 
 
 # ---- the lines of keys

@@ -1,0 +1,204 @@
+"""Import one plugin, make sure that it is what it has to be, and assemble the plugin manager of one memory."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Final, cast
+
+import attrs
+import pluggy
+
+from memplat import hookspecs
+from memplat.config import RESERVED_NAMES, nearest
+from memplat.errors import PluginError, UnknownBackendError
+from memplat.hookspecs import BackendHooks
+from memplat.plugins.checks import check_extension, check_hooks, check_required
+from memplat.plugins.discovery import BUILT_IN, ENTRY_POINT_GROUP, PluginRecord, Policy, list_plugins
+from memplat.types import CONTRACT_LEVEL, BackendInfo
+
+_DEFAULTS: Final = "memplat.backends.default"
+_OPEN_POLICY: Final = Policy()
+
+
+@attrs.frozen
+class Backend:
+    """A backend that was loaded and checked."""
+
+    plugin: object
+    info: BackendInfo
+    source: str
+    """``built-in``, the distribution and its version, or that it was given in Python."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.info.name
+
+
+@attrs.frozen
+class Extension:
+    """An extension that was loaded and checked."""
+
+    plugin: object
+    name: str
+    source: str
+
+
+def load(name: str, policy: Policy = _OPEN_POLICY) -> Backend:
+    """Import the backend *name* and check it.
+
+    :raises UnknownBackendError: if no plugin has that name
+    :raises PluginError: if it may not be loaded, cannot be imported, or breaks the contract
+    """
+    record = _find(name, policy)
+    return _check_backend(_import(record), name, record.source)
+
+
+def load_object(plugin: object) -> Backend:
+    """Check a backend that was given as a module, an object, or a class, in place of a name.
+
+    :raises PluginError: if it breaks the contract
+    """
+    label = _label(plugin)
+    return _check_backend(_instance(plugin, label), None, f"given in Python ({label})")
+
+
+def load_extension(extension: object, policy: Policy = _OPEN_POLICY) -> Extension:
+    """Import an extension by its name, or take the object that was given, and check it.
+
+    :raises UnknownBackendError: if no plugin has that name
+    :raises PluginError: if it may not be loaded, cannot be imported, or breaks the contract
+    """
+    if isinstance(extension, str):
+        record = _find(extension, policy)
+        plugin, name, source = _import(record), record.name, record.source
+    else:
+        name = _label(extension)
+        plugin, source = _instance(extension, name), "given in Python"
+    check_extension(name, check_hooks(plugin, name))
+    return Extension(plugin, name, source)
+
+
+def build_manager(backend: object, extensions: Sequence[object] = ()) -> pluggy.PluginManager:
+    """The plugin manager of one memory: the defaults, *backend*, then *extensions*, each wrapping those before it.
+
+    :raises PluginError: if one of them is no valid plugin, or is given twice
+    """
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    for plugin in (importlib.import_module(_DEFAULTS), backend, *extensions):
+        try:
+            manager.register(plugin)
+            manager.check_pending()
+        except (pluggy.PluginValidationError, ValueError) as error:
+            raise PluginError(f"plugin {_label(plugin)!r}: {error}", plugin=_label(plugin)) from error
+    return manager
+
+
+def hooks_of(manager: pluggy.PluginManager) -> BackendHooks:
+    """The hooks to call, with their types."""
+    return cast(BackendHooks, manager.hook)
+
+
+def _find(name: str, policy: Policy) -> PluginRecord:
+    records = list_plugins()
+    for record in records:
+        if record.name == name:
+            if problem := record.problem or policy.refusal(record):
+                raise PluginError(f"plugin {name!r} cannot be loaded: {problem}", plugin=name)
+            return record
+    raise UnknownBackendError(f"no plugin is named {name!r}{nearest(name, {record.name for record in records})}")
+
+
+def _import(record: PluginRecord) -> object:
+    point = importlib.metadata.EntryPoint(record.name, record.value, ENTRY_POINT_GROUP)
+    try:
+        plugin = point.load()
+    except (Exception, SystemExit) as error:  # whatever a stranger's module does when it is imported
+        owner = "" if record.source == BUILT_IN else f"; mend or uninstall {record.distribution}"
+        raise PluginError(
+            f"plugin {record.name!r} ({record.source}) cannot be imported from {record.value!r}: "
+            f"{type(error).__name__}: {error}{owner}",
+            plugin=record.name,
+        ) from error
+    return _instance(plugin, record.name)
+
+
+def _instance(plugin: object, name: str) -> object:
+    """The plugin itself, or an instance if it is a class."""
+    if not isinstance(plugin, type):
+        return plugin
+    try:
+        return plugin()
+    except Exception as error:
+        raise PluginError(
+            f"plugin {name!r}: the class {plugin.__qualname__} cannot be instantiated without arguments: "
+            f"{type(error).__name__}: {error}",
+            plugin=name,
+        ) from error
+
+
+def _label(plugin: object) -> str:
+    """What to call a plugin that has no name yet."""
+    if isinstance(plugin, ModuleType):
+        return plugin.__name__
+    cls = plugin if isinstance(plugin, type) else type(plugin)
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _check_backend(plugin: object, name: str | None, source: str) -> Backend:
+    label = name or _label(plugin)
+    check_required(label, check_hooks(plugin, label))
+    info = _ask(plugin, label)
+    if not isinstance(info, BackendInfo):
+        raise _wrong_info(label, f"returned {info!r}, which is no memplat.BackendInfo")
+    if name is not None and info.name != name:
+        raise _wrong_info(label, f"says name={info.name!r}, but its entry point is named {name!r}; let them agree")
+    if info.name in RESERVED_NAMES:
+        raise _wrong_info(label, f"says name={info.name!r}, which is an option of every memory; choose another name")
+    _check_level(label, info.contract_level)
+    _check_options_class(label, info.options)
+    return Backend(plugin, info, source)
+
+
+def _ask(plugin: object, label: str) -> object:
+    manager = build_manager(plugin)
+    try:
+        return hooks_of(manager).memplat_backend_info()
+    except Exception as error:
+        raise _wrong_info(label, f"raised {type(error).__name__}: {error}") from error
+
+
+def _check_level(label: str, level: object) -> None:
+    if type(level) is not int or level < 1:
+        raise _wrong_info(label, f"says contract_level={level!r}; allowed are 1 to {CONTRACT_LEVEL}")
+    if level > CONTRACT_LEVEL:
+        raise _wrong_info(
+            label,
+            f"was built for contract level {level}, and this memplat implements {CONTRACT_LEVEL}; "
+            "install a newer memplat or an older version of the plugin",
+        )
+
+
+def _check_options_class(label: str, options: object) -> None:
+    if options is None:
+        return
+    if not isinstance(options, type) or not attrs.has(options):
+        raise _wrong_info(label, f"says options={options!r}; it must be a class made with attrs, or None")
+    try:
+        attrs.resolve_types(options)
+    except Exception as error:
+        raise _wrong_info(
+            label, f"the annotations of {options.__name__} cannot be resolved ({error}); import their names for real"
+        ) from error
+
+
+def _wrong_info(label: str, problem: str) -> PluginError:
+    hook = "memplat_backend_info"
+    return PluginError(f"plugin {label!r}, hook {hook!r}: it {problem}", plugin=label, hook=hook)
+
+
+__all__ = ["Backend", "Extension", "build_manager", "hooks_of", "load", "load_extension", "load_object"]
