@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-_BITS = 5
+_BITS = 4
 FAN = 1 << _BITS
 _MASK = FAN - 1
 _EMPTY = [0] * FAN
@@ -30,30 +30,69 @@ class FitTree:
         """Give *position* the weight; 0 takes it out."""
         if position >= self._capacity:
             self._deepen(position)
-        for level in self._levels:
-            index = position >> _BITS
+        levels = self._levels
+        index = position >> _BITS
+        node = levels[0].get(index)
+        if node is None:
+            if not weight:
+                return
+            node = levels[0][index] = _EMPTY.copy()
+        slot = position & _MASK
+        old = node[slot]
+        node[slot] = weight
+        if weight > old:
+            self._rise(index, weight)
+        elif weight < old:
+            self._fall(node, index, old)
+
+    def move(self, old: int, new: int, weight: int) -> None:
+        """As ``set(old, 0)`` and ``set(new, weight)``, for ``old < new``; cheaper where the two are neighbours."""
+        index = old >> _BITS
+        if new >> _BITS != index:
+            self.set(old, 0)
+            self.set(new, weight)
+            return
+        node = self._levels[0][index]
+        before = node[old & _MASK]
+        node[old & _MASK] = 0
+        node[new & _MASK] = weight
+        if weight > before:
+            self._rise(index, weight)
+        elif weight < before:
+            self._fall(node, index, before)
+
+    def _rise(self, index: int, weight: int) -> None:
+        """A slot of node *index* of level 0 became heavier: so may the slots above it."""
+        for level in self._levels[1:]:
+            position = index
+            index >>= _BITS
             node = level.get(index)
             if node is None:
-                if not weight:
-                    return
                 node = level[index] = _EMPTY.copy()
-                node[position & _MASK] = weight
-            else:
-                slot = position & _MASK
-                old = node[slot]
-                if weight == old:
-                    return
-                node[slot] = weight
-                if weight < old:
-                    weight = max(node)
-                    if weight >= old:
-                        return  # another slot was as heavy: the node's maximum stands
-                    if not weight:
-                        del level[index]
-                # A greater weight goes up as it is; the parent's slot decides whether it matters there.
-                elif max(node) > weight:
-                    return
-            position = index
+            if node[position & _MASK] >= weight:
+                return
+            node[position & _MASK] = weight
+
+    def _fall(self, node: list[int], index: int, old: int) -> None:
+        """A slot of *node*, which is *index* of level 0, had the weight *old* and became lighter."""
+        levels = self._levels
+        for depth, level in enumerate(levels):
+            if depth + 1 == len(levels):
+                if not any(node):
+                    del level[index]
+                return
+            above = levels[depth + 1][index >> _BITS]
+            slot = index & _MASK
+            before = above[slot]
+            if before > old:
+                return  # the node's maximum is another slot
+            now = max(node)
+            if now == before:
+                return
+            if not now:
+                del level[index]
+            above[slot] = now
+            node, index, old = above, index >> _BITS, before
 
     def get(self, position: int) -> int:
         """The weight of *position*, 0 if it is not there."""

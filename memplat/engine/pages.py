@@ -113,12 +113,11 @@ class PageTable:
     def _take(self, source: Value, length: int, kind: str, owner: int, down: bool) -> FileRange | None:
         shift = self._shift
         count = length >> shift
-        segments = self.segments
-        start = segments.find_fit(source, count, aligned=length >= self.huge_unit > self.page_size, last=down)
+        aligned = length >= self.huge_unit > self.page_size
+        start = self.segments.take(source, count, (USED, 1, 0, kind, owner, source[5]), aligned=aligned, last=down)
         if start < 0:
             return None
         end = start + count
-        segments.assign(start, end, (USED, 1, 0, kind, owner, source[5]))
         if self._has_flags:
             self._clear_flags(start, end, keep=RESERVED if source[0] == WASTE else NONE)
         key = kind, owner

@@ -22,25 +22,81 @@ from memplat.engine.fittree import FitTree
 V = TypeVar("V", bound=Hashable)
 
 
+class _Starts(set[int]):
+    """The index of a value that nobody has searched yet: the bare starts of its runs, in no order."""
+
+    __slots__ = ()
+
+    def place(self, start: int, end: int) -> None:  # noqa: ARG002 -- the length matters to a search only
+        self.add(start)
+
+    def drop(self, start: int, end: int) -> None:  # noqa: ARG002
+        self.discard(start)
+
+
+class _Fits:
+    """The index of a value that is searched: its runs by length; and, at the first aligned key of each, by the length from
+    there on (positions are multiples of the alignment).
+    """
+
+    __slots__ = ("aligned", "alignment", "plain")
+
+    def __init__(self, alignment: int) -> None:
+        self.alignment = alignment
+        self.plain = FitTree()
+        self.aligned = FitTree()
+
+    def place(self, start: int, end: int) -> None:
+        """Note a new run, or one that grew."""
+        length = end - start
+        self.plain.set(start, length)
+        unit = self.alignment
+        if length >= unit > 1:
+            first = -(-start // unit)
+            room = end - first * unit
+            if room >= unit:
+                self.aligned.set(first, room)
+
+    def drop(self, start: int, end: int) -> None:
+        """Forget a run. *start* and at least its own keys count: a joined run is dropped with its new end."""
+        self.plain.set(start, 0)
+        if end - start >= self.alignment > 1:
+            self.aligned.set(-(-start // self.alignment), 0)
+
+    def cut(self, start: int, key: int, end: int) -> None:
+        """The run ``[start, end)`` has lost its front: it begins at *key*."""
+        self.plain.move(start, key, end - key)
+        unit = self.alignment
+        if end - start >= unit > 1:
+            old, new = -(-start // unit), -(-key // unit)
+            if old != new:  # else the aligned part of the run is what it was
+                self.aligned.set(old, 0)
+                room = end - new * unit
+                if room >= unit:
+                    self.aligned.set(new, room)
+
+
 class SegmentSet(Generic[V]):
     """Runs of equal values that tile ``[0, size)``."""
 
-    __slots__ = ("_aligned", "_alignment", "_begin", "_end", "_plain", "_size", "_starts", "_value")
+    __slots__ = ("_alignment", "_begin", "_fresh", "_gone", "_index", "_run", "_size", "_sorted")
 
     def __init__(self, *, indexed: Iterable[V] = (), alignment: int = 1) -> None:
-        self._end: dict[int, int] = {}  # start -> end
+        self._run: dict[int, tuple[int, V]] = {}  # start -> end, value
         self._begin: dict[int, int] = {}  # end -> start: finds the left neighbour without a search
-        self._value: dict[int, V] = {}  # start -> value
-        self._starts: SortedList[int] = SortedList()  # only for keys inside of runs, and for order
-        self._plain: dict[V, FitTree] = {value: FitTree() for value in indexed}
-        self._aligned: dict[V, FitTree] = {value: FitTree() for value in self._plain}
+        # The starts in order: needed only for keys inside of runs. What changed since it was last needed waits in two
+        # sets; much of it cancels out.
+        self._sorted: SortedList[int] = SortedList()
+        self._fresh: set[int] = set()
+        self._gone: set[int] = set()
+        self._index: dict[V, _Starts | _Fits] = {value: _Starts() for value in indexed}
         self._alignment = alignment
         self._size = 0
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return len(self._end)
+        return len(self._run)
 
     @property
     def size(self) -> int:
@@ -49,45 +105,61 @@ class SegmentSet(Generic[V]):
 
     def find(self, key: int) -> tuple[int, int, V]:
         """The run around *key*: start, end, value. Precondition: ``0 <= key < size``."""
-        start = key if key in self._end else self._start_of(key)
-        return start, self._end[start], self._value[start]
+        start = key if key in self._run else self._start_of(key)
+        return start, *self._run[start]
 
     def exact(self, start: int, end: int) -> V | None:
         """The value of the run that is exactly ``[start, end)``, or ``None`` if there is no such run. O(1)."""
-        return self._value[start] if self._end.get(start) == end else None
+        run = self._run.get(start)
+        return run[1] if run is not None and run[0] == end else None
 
     def runs(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, V]]:
         """The runs that overlap ``[start, end)``, clipped to it, upwards."""
         end = self._size if end is None else end
         if start >= end:
             return
-        run = start if start in self._end else self._start_of(start)
+        first = start if start in self._run else self._start_of(start)
         while True:
-            run_end = self._end[run]
-            yield max(run, start), min(run_end, end), self._value[run]
+            run_end, value = self._run[first]
             if run_end >= end:
+                yield max(first, start), end, value
                 return
-            run = run_end
+            yield max(first, start), run_end, value
+            first = run_end
 
     def indexed_runs(self, value: V, length: int = 1) -> Iterator[tuple[int, int]]:
         """The runs of an indexed value of at least *length*, upwards."""
-        for start in self._plain[value].positions(length):
-            yield start, self._end[start]
+        index = self._index[value]
+        run = self._run
+        for start in sorted(index) if isinstance(index, _Starts) else index.plain.positions(length):
+            end = run[start][0]
+            if end - start >= length:
+                yield start, end
 
     def find_fit(self, value: V, length: int, *, aligned: bool, last: bool) -> int:
         """Where *length* keys of an indexed value begin: the lowest place, or the highest. -1 if there is none."""
-        tree = (self._aligned if aligned else self._plain)[value]
-        start = tree.last(length) if last else tree.first(length)
-        if start < 0:
+        index = self._searchable(value)
+        tree, unit = (index.aligned, self._alignment) if aligned else (index.plain, 1)
+        position = tree.last(length) if last else tree.first(length)
+        if position < 0:
             return -1
-        unit = self._alignment if aligned else 1
-        if last:
-            return (self._end[start] - length) // unit * unit
-        return -(-start // unit) * unit
+        start = position * unit
+        return (start + tree.get(position) - length) // unit * unit if last else start
 
     def longest(self, value: V) -> int:
         """The length of the longest run of an indexed value."""
-        return self._plain[value].maximum()
+        return self._searchable(value).plain.maximum()
+
+    def _searchable(self, value: V) -> _Fits:
+        """The index of *value*, which becomes a searchable one with the first search. O(n) then, else O(1)."""
+        index = self._index[value]
+        if isinstance(index, _Fits):
+            return index
+        fits = _Fits(self._alignment)
+        for start in index:
+            fits.place(start, self._run[start][0])
+        self._index[value] = fits
+        return fits
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
@@ -96,61 +168,85 @@ class SegmentSet(Generic[V]):
         start, self._size = self._size, size
         if start:
             last = self._begin[start]
-            if self._value[last] == value:
+            if self._run[last][1] == value:
                 del self._begin[start]
                 self._place(last, size, value)
                 return
-        self._starts.add(start)
-        self._value[start] = value
+        self._add_start(start)
         self._place(start, size, value)
+
+    def take(self, source: V, length: int, value: V, *, aligned: bool, last: bool) -> int:
+        """Give *value* to the *length* keys that :meth:`find_fit` finds; returns where they begin, or -1."""
+        index = self._index[source]
+        if aligned or last or not isinstance(index, _Fits):
+            start = self.find_fit(source, length, aligned=aligned, last=last)
+            if start >= 0:
+                self.assign(start, start + length, value)
+            return start
+        start = index.plain.first(length)  # by far the most frequent case: the front of the lowest run that fits
+        if start < 0:
+            return -1
+        run, begin = self._run, self._begin
+        end = start + length
+        run_end = run[start][0]
+        if end == run_end:
+            self._assign_run(start, end, source, value)
+            return start
+        index.cut(start, end, run_end)
+        self._add_start(end)
+        run[end] = run_end, source
+        begin[run_end] = end
+        left = begin.get(start, start)
+        if left != start and run[left][1] == value:
+            del begin[start], run[start]
+            self._drop_start(start)
+        else:
+            left = start
+        self._place(left, end, value)
+        return start
 
     def assign(self, start: int, end: int, value: V) -> None:
         """Give every key of ``[start, end)`` the value. Precondition: ``0 <= start < end <= size``."""
-        ends, values, begins = self._end, self._value, self._begin
-        run = start if start in ends else self._start_of(start)
-        run_end, old = ends[run], values[run]
-        if old == value and run_end >= end:
+        first = start if start in self._run else self._start_of(start)
+        run_end, old = self._run[first]
+        if run_end >= end and old == value:
             return
-        new_start, new_end = start, end
-        if run < start:
-            if old == value:
-                new_start = run
-        elif start and values[left := begins[start]] == value:
-            new_start = left
-            del begins[start]
-        # Walk over the old runs; the first may stick out to the left, the last to the right.
-        while True:
-            if run < start and old != value:
-                self._place(run, start, old)
-                if run_end > end:  # strictly inside one run: its right part becomes a run of its own
-                    begins.pop(run_end)
-                    self._insert(end, run_end, old)
-                    break
-                begins.pop(run_end, None)
-            elif run_end > end:
-                begins.pop(run_end)
-                if old == value:
-                    new_end = run_end
-                    self._drop(run, old, keep=run == new_start)
-                else:
-                    self._drop(run, old, keep=run == new_start)
-                    self._insert(end, run_end, old)
-                break
-            else:
-                begins.pop(run_end, None)
-                self._drop(run, old, keep=run == new_start)
-            if run_end >= end:
-                if end < self._size and values[end] == value:
-                    new_end = ends[end]
-                    begins.pop(new_end)
-                    self._drop(end, value, keep=False)
-                break
-            run = run_end
-            run_end, old = ends[run], values[run]
-        if new_start not in values:
-            self._starts.add(new_start)
-        values[new_start] = value
-        self._place(new_start, new_end, value)
+        if first < start:
+            self._split(first, start, run_end, old)
+        if run_end > end:
+            self._split(start, end, run_end, old)
+            run_end = end
+        joined = run_end < end
+        while run_end < end:  # swallow what lies within, whatever its value
+            next_end, next_value = self._run[run_end]
+            if next_end > end:
+                self._split(run_end, end, next_end, next_value)
+            del self._begin[run_end]
+            run_end = self._absorb(run_end)
+        self._assign_run(start, end, old, value, joined=joined)
+
+    def _assign_run(self, start: int, end: int, old: V, value: V, *, joined: bool = False) -> None:
+        """As :meth:`assign`, of exactly one run with the value *old*. A *joined* run still stands with its old end."""
+        if old == value and not joined:
+            return
+        run, begin = self._run, self._begin
+        index = self._index.get(old)
+        if index is not None:
+            index.drop(start, end)
+        left = begin.get(start)
+        if left is not None and run[left][1] == value:
+            del begin[start], run[start]
+            self._drop_start(start)
+            start = left
+        right = run.get(end)
+        if right is not None and right[1] == value:
+            begin.pop(end, None)  # a joined run has not set it
+            end = self._absorb(end)
+        run[start] = end, value
+        begin[end] = start
+        index = self._index.get(value)
+        if index is not None:
+            index.place(start, end)
 
     def update(self, start: int, end: int, change: Callable[[V], V]) -> None:
         """Put every value of ``[start, end)`` through *change*. If *change* raises, nothing has changed."""
@@ -159,55 +255,92 @@ class SegmentSet(Generic[V]):
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _start_of(self, key: int) -> int:
-        return next(self._starts.irange(maximum=key, reverse=True))
-
     def _place(self, start: int, end: int, value: V) -> None:
-        """Set the bounds of the run at *start*, and its weights. The caller has seen to the value and to _starts."""
-        self._end[start] = end
+        """Set down a run. The caller has seen to the starts."""
+        self._run[start] = end, value
         self._begin[end] = start
-        tree = self._plain.get(value)
-        if tree is not None:
-            tree.set(start, end - start)
-            if self._alignment > 1:
-                room = end - -(-start // self._alignment) * self._alignment
-                self._aligned[value].set(start, room if room >= self._alignment else 0)
+        index = self._index.get(value)
+        if index is not None:
+            index.place(start, end)
 
-    def _insert(self, start: int, end: int, value: V) -> None:
-        self._starts.add(start)
-        self._value[start] = value
-        self._place(start, end, value)
+    def _split(self, start: int, key: int, end: int, value: V) -> None:
+        """Make *key*, inside of a run, begin a run. Neighbours are equal until the caller has changed one."""
+        index = self._index.get(value)
+        if index is not None:
+            index.drop(start, end)
+        self._place(start, key, value)
+        self._add_start(key)
+        self._place(key, end, value)
 
-    def _drop(self, start: int, value: V, *, keep: bool) -> None:
-        """Forget the run at *start*; with *keep* its start goes on to begin a run."""
-        tree = self._plain.get(value)
-        if tree is not None:
-            tree.set(start, 0)
-            if self._alignment > 1:
-                self._aligned[value].set(start, 0)
-        if not keep:
-            del self._end[start], self._value[start]
-            self._starts.remove(start)
+    def _absorb(self, start: int) -> int:
+        """Forget the run at *start*, which joins the one before it; returns its end."""
+        end, value = self._run.pop(start)
+        index = self._index.get(value)
+        if index is not None:
+            index.drop(start, end)
+        self._drop_start(start)
+        return end
+
+    def _add_start(self, start: int) -> None:
+        if start in self._gone:
+            self._gone.remove(start)
+        else:
+            self._fresh.add(start)
+
+    def _drop_start(self, start: int) -> None:
+        if start in self._fresh:
+            self._fresh.remove(start)
+        else:
+            self._gone.add(start)
+
+    def _start_of(self, key: int) -> int:
+        """The start of the run around *key*, by search."""
+        if self._fresh or self._gone:
+            self._sort()
+        return next(self._sorted.irange(maximum=key, reverse=True))
+
+    def _sort(self) -> None:
+        """Bring the sorted starts up to date: one by one, or all at once if most have changed."""
+        if len(self._fresh) + len(self._gone) > len(self._run) // 4:
+            self._sorted = SortedList(self._run)
+        else:
+            for start in self._gone:
+                self._sorted.remove(start)
+            self._sorted.update(self._fresh)
+        self._fresh.clear()
+        self._gone.clear()
 
     def _check(self) -> None:
         """Assert every invariant. O(n)."""
-        starts = list(self._starts)
-        assert starts == sorted(self._end) == sorted(self._value), "the three indexes of starts differ"
-        assert {end: start for start, end in self._end.items()} == self._begin, "_begin is not the inverse of _end"
+        if self._size:
+            self._start_of(0)
+        assert not self._fresh, "starts are left out"
+        assert not self._gone, "starts are left over"
+        starts = list(self._sorted)
+        assert starts == sorted(self._run), "the sorted starts are not those of the runs"
+        assert {run[0]: start for start, run in self._run.items()} == self._begin, "_begin is not the inverse of the ends"
         edge = 0
         for start in starts:
+            end, value = self._run[start]
             assert start == edge, f"the runs leave a gap or overlap at {edge}: next is {start}"
-            assert self._end[start] > start, f"an empty run at {start}"
-            assert start == 0 or self._value[self._begin[start]] != self._value[start], f"not merged at {start}"
-            edge = self._end[start]
+            assert end > start, f"an empty run at {start}"
+            assert start == 0 or self._run[self._begin[start]][1] != value, f"not merged at {start}"
+            edge = end
         assert edge == self._size, f"the runs end at {edge}, the domain at {self._size}"
-        for value, tree in self._plain.items():
-            tree._check()
-            expected = {s: self._end[s] - s for s in starts if self._value[s] == value}
-            assert {s: tree.get(s) for s in tree.positions(1)} == expected, f"the index of {value!r} is off"
-            self._aligned[value]._check()
-            if self._alignment > 1:
-                unit = self._alignment
-                rooms = {s: self._end[s] - -(-s // unit) * unit for s in expected}
-                found = {s: self._aligned[value].get(s) for s in self._aligned[value].positions(1)}
-                assert found == {s: r for s, r in rooms.items() if r >= unit}, f"the aligned index of {value!r} is off"
+        for value in self._index:
+            self._check_index(value, {s: e - s for s, (e, v) in self._run.items() if v == value})
+
+    def _check_index(self, value: V, expected: dict[int, int]) -> None:
+        index = self._index[value]
+        if isinstance(index, _Starts):
+            assert index == set(expected), f"the starts of {value!r} are off"
+            return
+        index.plain._check()
+        index.aligned._check()
+        found = {start: index.plain.get(start) for start in index.plain.positions(1)}
+        assert found == expected, f"the index of {value!r} is off"
+        unit = self._alignment
+        if unit > 1:
+            rooms = [(-(-s // unit), s + length - -(-s // unit) * unit) for s, length in expected.items()]
+            found = {first: index.aligned.get(first) for first in index.aligned.positions(1)}
+            assert found == {f: room for f, room in rooms if room >= unit}, f"the aligned index of {value!r} is off"
