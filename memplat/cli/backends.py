@@ -178,7 +178,7 @@ def _details(row: Row) -> Iterator[Text]:
         yield Text(f"  {row.info.summary}")
     yield Text(f"  contract level {row.info.contract_level}, default mode {row.info.default_mode}")
     for option in attrs.fields(row.info.options) if row.info.options else ():
-        default = "required" if option.default is attrs.NOTHING else f"default {_plain(option.default)!r}"
+        default = "required" if option.default is attrs.NOTHING else f"default {_plain(option.default)}"
         yield Text(f"  option {option.name}: {default}")
 
 
