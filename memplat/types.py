@@ -242,7 +242,7 @@ class EngineOptions:
     default_mode: AllocationMode | None = None
     """The mode of allocations that name none; ``None``: the backend's own."""
     reclaim: ReclaimMode = ReclaimMode.BACKGROUND
-    reclaim_delay: float = 0.02
+    reclaim_delay: float = 0.05
     """How long the reclaimer lets waste rest, so that recycling can win; at 64 MiB of waste it starts at once."""
     keep: int = 0
     """Keep up to so many freed bytes committed and zeroed, for the next allocations."""

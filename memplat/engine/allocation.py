@@ -66,7 +66,7 @@ class Allocator:
                 state.check_locked()
                 table = state.table
                 size = table.size
-                taken = table.recycle(*wanted, down=down, huge=request.huge) if recycle else None
+                taken = table.allocate(*wanted, down=down, huge=request.huge, source=pages.WASTE) if recycle else None
                 unknown = taken is not None
                 if taken is None:
                     taken = table.allocate(*wanted, down=down, huge=request.huge)

@@ -19,24 +19,24 @@ _EMPTY = [0] * FAN
 class FitTree:
     """A sparse array of weights that can be searched by least weight from either end."""
 
-    __slots__ = ("_capacity", "_levels")
+    __slots__ = ("_capacity", "_leaves", "_upper")
 
     def __init__(self) -> None:
-        # Level 0 holds the weights; in level k, node n covers the positions whose upper digits are n.
-        self._levels: list[dict[int, list[int]]] = [{}]
+        # The leaves hold the weights; in every level, node n covers the positions whose upper digits are n.
+        self._leaves: dict[int, list[int]] = {}
+        self._upper: list[dict[int, list[int]]] = []
         self._capacity = FAN
 
     def set(self, position: int, weight: int) -> None:
         """Give *position* the weight; 0 takes it out."""
         if position >= self._capacity:
             self._deepen(position)
-        levels = self._levels
         index = position >> _BITS
-        node = levels[0].get(index)
+        node = self._leaves.get(index)
         if node is None:
             if not weight:
                 return
-            node = levels[0][index] = _EMPTY.copy()
+            node = self._leaves[index] = _EMPTY.copy()
         slot = position & _MASK
         old = node[slot]
         node[slot] = weight
@@ -52,7 +52,7 @@ class FitTree:
             self.set(old, 0)
             self.set(new, weight)
             return
-        node = self._levels[0][index]
+        node = self._leaves[index]
         before = node[old & _MASK]
         node[old & _MASK] = 0
         node[new & _MASK] = weight
@@ -62,26 +62,22 @@ class FitTree:
             self._fall(node, index, before)
 
     def _rise(self, index: int, weight: int) -> None:
-        """A slot of node *index* of level 0 became heavier: so may the slots above it."""
-        for level in self._levels[1:]:
-            position = index
+        """A slot of leaf *index* became heavier: so may the slots above it."""
+        for level in self._upper:
+            slot = index & _MASK
             index >>= _BITS
             node = level.get(index)
             if node is None:
                 node = level[index] = _EMPTY.copy()
-            if node[position & _MASK] >= weight:
+            if node[slot] >= weight:
                 return
-            node[position & _MASK] = weight
+            node[slot] = weight
 
     def _fall(self, node: list[int], index: int, old: int) -> None:
-        """A slot of *node*, which is *index* of level 0, had the weight *old* and became lighter."""
-        levels = self._levels
-        for depth, level in enumerate(levels):
-            if depth + 1 == len(levels):
-                if not any(node):
-                    del level[index]
-                return
-            above = levels[depth + 1][index >> _BITS]
+        """A slot of *node*, which is leaf *index*, had the weight *old* and became lighter."""
+        level = self._leaves
+        for upper in self._upper:
+            above = upper[index >> _BITS]
             slot = index & _MASK
             before = above[slot]
             if before > old:
@@ -89,25 +85,27 @@ class FitTree:
             now = max(node)
             if now == before:
                 return
+            above[slot] = now
             if not now:
                 del level[index]
-            above[slot] = now
-            node, index, old = above, index >> _BITS, before
+            node, index, old, level = above, index >> _BITS, before, upper
+        if not any(node):
+            del level[index]
 
     def get(self, position: int) -> int:
         """The weight of *position*, 0 if it is not there."""
-        node = self._levels[0].get(position >> _BITS)
+        node = self._leaves.get(position >> _BITS)
         return node[position & _MASK] if node is not None else 0
 
     def maximum(self) -> int:
         """The greatest weight, 0 if there is none."""
-        root = self._levels[-1].get(0)
+        root = (self._upper[-1] if self._upper else self._leaves).get(0)
         return max(root) if root is not None else 0
 
     def first(self, weight: int) -> int:
         """The lowest position of at least *weight* (> 0), or -1."""
         index = 0
-        for level in reversed(self._levels):
+        for level in (*reversed(self._upper), self._leaves):
             node = level.get(index)
             if node is None:
                 return -1
@@ -122,7 +120,7 @@ class FitTree:
     def last(self, weight: int) -> int:
         """The highest position of at least *weight* (> 0), or -1."""
         index = 0
-        for level in reversed(self._levels):
+        for level in (*reversed(self._upper), self._leaves):
             node = level.get(index)
             if node is None:
                 return -1
@@ -136,7 +134,7 @@ class FitTree:
 
     def next(self, position: int, weight: int) -> int:
         """The lowest position of at least *weight* that is not below *position*, or -1."""
-        for depth, level in enumerate(self._levels):
+        for depth, level in enumerate((self._leaves, *self._upper)):
             node = level.get(position >> _BITS)
             if node is not None:
                 for slot in range(position & _MASK, FAN):
@@ -153,7 +151,7 @@ class FitTree:
             position = self.next(position + 1, weight)
 
     def _descend(self, depth: int, index: int, weight: int) -> int:
-        for level in reversed(self._levels[:depth]):
+        for level in reversed((self._leaves, *self._upper)[:depth]):
             node = level[index]
             for slot, here in enumerate(node):  # noqa: B007 -- the loop variable is the result
                 if here >= weight:
@@ -165,13 +163,14 @@ class FitTree:
         while position >= self._capacity:
             greatest = self.maximum()
             root = {0: [greatest] + [0] * _MASK} if greatest else {}
-            self._levels.append(root)
+            self._upper.append(root)
             self._capacity <<= _BITS
 
     def _check(self) -> None:
         """Assert that every inner slot is the maximum of the node below it, and that no node is empty. O(n)."""
-        for below, level in zip(self._levels, self._levels[1:], strict=False):
+        levels = (self._leaves, *self._upper)
+        for below, level in zip(levels, self._upper, strict=False):
             slots = {(n << _BITS | i): w for n, node in level.items() for i, w in enumerate(node) if w}
             assert slots == {n: max(node) for n, node in below.items()}, "an inner slot is not the maximum below it"
-        assert all(max(node) > 0 for level in self._levels for node in level.values()), "an empty node was kept"
-        assert set(self._levels[-1]) <= {0}, "the root level has more than one node"
+        assert all(max(node) > 0 for level in levels for node in level.values()), "an empty node was kept"
+        assert set(levels[-1]) <= {0}, "the root level has more than one node"

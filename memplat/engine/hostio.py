@@ -41,7 +41,7 @@ class HostIO:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Put *data* into the file from *offset* on; through the mapping where the file knows no write(2).
+        """The file gets *data*, from *offset* on; through the mapping where it knows no write(2).
 
         :raises OSError: the host cannot supply a page; a part may have been written
         """

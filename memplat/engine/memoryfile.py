@@ -56,6 +56,7 @@ from memplat.types import (
 )
 
 _UNCOMMITTED: Final = AllocationMode.UNCOMMITTED
+_UP: Final = Direction.UP
 
 
 class MemoryFile(Edge):
@@ -124,13 +125,13 @@ class MemoryFile(Edge):
         if type(owner) is not int or not 0 <= owner <= MAX_OWNER:
             refuse_owner(owner)
         chosen = self._default_mode if mode is None else choose(MODES, mode, "mode")
-        way = choose(DIRECTIONS, direction, "direction")
+        way = direction if direction is _UP else choose(DIRECTIONS, direction, "direction")
         state = self._state
         if chosen is _UNCOMMITTED and fill is None and not huge and not state.exposed:
             with state.lock:
                 if state.refuse is not None or state.dropped:
                     state.check_locked()
-                taken = state.table.allocate(length, name, owner, down=way is Direction.DOWN, huge=False)
+                taken = state.table.allocate(length, name, owner, down=way is not _UP)
             if state.dropped:
                 state.catch_up()
             if taken is not None:
@@ -138,7 +139,12 @@ class MemoryFile(Edge):
         if length > state.max_size and length > MAX_OFFSET - self.page_size:
             refuse_length(length, self.page_size)
         request = AllocationRequest(
-            length=length, kind=MemoryKind(name), owner=owner, mode=chosen, direction=way, huge=bool(huge)
+            length=length,
+            kind=MemoryKind(name),
+            owner=owner,
+            mode=chosen,
+            direction=Direction(way),
+            huge=bool(huge),
         )
         return self._allocator.allocate(request, fill)
 
@@ -173,7 +179,7 @@ class MemoryFile(Edge):
                 state.check_locked()
             table = state.table
             table.decref(*self._pages(pages))
-            if table.waste and not reclaimer.is_hurried:
+            if table.waste >= reclaimer.wake_at:
                 reclaimer.wake_locked()
         if reclaimer.needs_thread:
             reclaimer.ensure_thread()

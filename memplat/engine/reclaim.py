@@ -31,13 +31,15 @@ _WAKE: Final = "wake"  # there is waste; recycling may still want it
 _NOW: Final = "now"
 _STOP: Final = "stop"
 
+_NEVER: Final = 1 << 63
+
 
 class Reclaimer:
     """Reclaims the waste of one memory.
 
     :ivar needs_thread: whether :meth:`ensure_thread` has something to do
-    :ivar is_hurried: the thread knows all that it could be told; guarded by the memory's lock, as ``_woken`` and
-        ``_gave_up`` are
+    :ivar wake_at: how much waste calls for :meth:`wake_locked`: any; once the thread knows of it, a whole batch; then
+        none. Guarded by the memory's lock, as ``_gave_up`` is
     """
 
     def __init__(self, state: EngineState) -> None:
@@ -46,8 +48,8 @@ class Reclaimer:
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()  # put is re-entrant: safe in a dying view
         self._thread: threading.Thread | None = None
         self.needs_thread = self._background
-        self._woken = False
-        self.is_hurried = False
+        self._first_wake = 1 if self._background else _NEVER
+        self.wake_at = self._first_wake
         self._gave_up = False
         self._warned = False
         state.wake = self.wake_locked
@@ -56,15 +58,11 @@ class Reclaimer:
 
     def wake_locked(self) -> None:
         """There is new waste."""
-        if not self._background:
+        if self._state.table.waste < self.wake_at:
             return
-        if not self._woken:
-            self._woken = True
-            self._gave_up = False
-            self._messages.put(_WAKE)
-        elif not self.is_hurried and self._state.table.waste >= BATCH_BYTES:
-            self.is_hurried = True
-            self._messages.put(_NOW)
+        self._gave_up = False
+        self._messages.put(_WAKE if self.wake_at < BATCH_BYTES else _NOW)
+        self.wake_at = BATCH_BYTES if self.wake_at < BATCH_BYTES else _NEVER
 
     def ensure_thread(self) -> None:
         """Start the thread if there should be one and is none. Not from a dying view: starting takes locks."""
@@ -96,7 +94,7 @@ class Reclaimer:
             if message == _WAKE and not self._rest(self._state.options.reclaim_delay):
                 return
             with self._state.lock:
-                self._woken = self.is_hurried = False
+                self.wake_at = self._first_wake
             try:
                 self.reclaim_all(retry=True)
             except Exception:
@@ -122,7 +120,7 @@ class Reclaimer:
         """The thread ends. If the memory was dropped, its end is up to us."""
         with self._state.lock:
             self.needs_thread = self._background
-            self._woken = self.is_hurried = False
+            self.wake_at = self._first_wake
             self._state.changed.notify_all()
         self._state.finish_if_idle()
 
@@ -141,9 +139,9 @@ class Reclaimer:
         while max_bytes is None or done < max_bytes:
             limit = BATCH_BYTES if max_bytes is None else min(BATCH_BYTES, max_bytes - done)
             nbytes = self.reclaim_batch(limit)
-            if not nbytes:
-                break
             done += nbytes
+            if nbytes < limit:
+                break  # that was all there was; what is freed meanwhile will be more, and cheaper, later
         return done
 
     def reclaim_batch(self, limit: int) -> int:
@@ -270,8 +268,8 @@ class Reclaimer:
                     return False
                 if not table.releasing and (not self._background or self._gave_up or self.needs_thread):
                     return False
-                if not table.releasing and not self.is_hurried:
-                    self.is_hurried = True
+                if not table.releasing and self.wake_at != _NEVER:
+                    self.wake_at = _NEVER
                     self._messages.put(_NOW)
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:

@@ -35,8 +35,8 @@ class _Starts(set[int]):
 
 
 class _Fits:
-    """The index of a value that is searched: its runs by length; and, at the first aligned key of each, by the length from
-    there on (positions are multiples of the alignment).
+    """The index of a value that is searched: its runs by length; and, at the first aligned key of each, by the length
+    from there on (positions are multiples of the alignment).
     """
 
     __slots__ = ("aligned", "alignment", "plain")
@@ -190,7 +190,7 @@ class SegmentSet(Generic[V]):
         end = start + length
         run_end = run[start][0]
         if end == run_end:
-            self._assign_run(start, end, source, value)
+            self.assign_run(start, end, source, value)
             return start
         index.cut(start, end, run_end)
         self._add_start(end)
@@ -223,10 +223,10 @@ class SegmentSet(Generic[V]):
                 self._split(run_end, end, next_end, next_value)
             del self._begin[run_end]
             run_end = self._absorb(run_end)
-        self._assign_run(start, end, old, value, joined=joined)
+        self.assign_run(start, end, old, value, joined=joined)
 
-    def _assign_run(self, start: int, end: int, old: V, value: V, *, joined: bool = False) -> None:
-        """As :meth:`assign`, of exactly one run with the value *old*. A *joined* run still stands with its old end."""
+    def assign_run(self, start: int, end: int, old: V, value: V, *, joined: bool = False) -> None:
+        """As :meth:`assign`, of exactly one run, which has the value *old*. (A *joined* run still has its old end.)"""
         if old == value and not joined:
             return
         run, begin = self._run, self._begin
@@ -318,7 +318,8 @@ class SegmentSet(Generic[V]):
         assert not self._gone, "starts are left over"
         starts = list(self._sorted)
         assert starts == sorted(self._run), "the sorted starts are not those of the runs"
-        assert {run[0]: start for start, run in self._run.items()} == self._begin, "_begin is not the inverse of the ends"
+        begin = {run[0]: start for start, run in self._run.items()}
+        assert begin == self._begin, "_begin is not the inverse of the ends"
         edge = 0
         for start in starts:
             end, value = self._run[start]
