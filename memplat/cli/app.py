@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from typing import Any
 
 import click
 
+import memplat
 from memplat.cli.backends import backends
 from memplat.cli.demo import demo
 from memplat.errors import ConfigError, MemplatError
@@ -34,11 +34,7 @@ class _Group(click.Group):
 def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     if not wanted or ctx.resilient_parsing:
         return
-    try:
-        version = importlib.metadata.version("memplat")
-    except importlib.metadata.PackageNotFoundError:
-        version = "(a source tree that is not installed)"
-    click.echo(f"memplat {version} (Python {platform.python_version()}, Linux {platform.release()})")
+    click.echo(f"memplat {memplat.__version__} (Python {platform.python_version()}, Linux {platform.release()})")
     ctx.exit()
 
 

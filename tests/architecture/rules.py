@@ -146,7 +146,7 @@ def find_long_modules(root: Path) -> list[str]:
 
 
 def _exports(tree: ast.Module) -> set[str]:
-    """The names in ``__all__``."""
+    """The names in ``__all__``; without one, the public names that the module makes itself."""
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
@@ -155,7 +155,7 @@ def _exports(tree: ast.Module) -> set[str]:
                 return {
                     item.value for item in value.elts if isinstance(item, ast.Constant) and isinstance(item.value, str)
                 }
-    return set()
+    return {name for name in _definitions(tree) if not name.startswith("_")}
 
 
 def _definitions(tree: ast.Module) -> set[str]:

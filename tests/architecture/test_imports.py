@@ -124,7 +124,7 @@ VIOLATIONS: dict[str, tuple[Callable[[Path], list[str]], dict[str, str], str]] =
     ),
     "a name with no home": (
         rules.find_homeless_names,
-        {"__init__.py": "from PKG.types import E\n__all__ = ['E']\n", "types.py": "class E: ...\n"},
+        {"__init__.py": "from PKG.types import E\n__all__ = ['E']\n", "types.py": "class E: ...\n__all__ = []\n"},
         "no module",
     ),
 }

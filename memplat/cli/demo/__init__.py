@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import memplat
+from memplat import config as configuration
 from memplat.cli.demo import workers as worker_processes
 from memplat.cli.demo.job import DemoError, Observe, Report, Source, run_demo
 from memplat.cli.demo.render import as_json, show_opened, show_report
 from memplat.cli.options import make_console, selection_options
 from memplat.memory import Memory
+from memplat.plugins import list_plugins
 
 
 @click.command()
@@ -45,11 +47,12 @@ def demo(
     """
     sources = [_look_at(path) for path in files or _own_sources()]
     console = make_console()
-    names = [name.strip() for name in backend.split(",")] if backend else None
+    names = [name.strip() for name in backend.split(",")] if backend is not None else None
+    may_keep = _may_keep(names, config, profile)
     with memplat.open(names, config=config, profile=profile) as memory:
         if not to_json:
             show_opened(console, memory)
-        report = _run(memory, sources, workers or len(os.sched_getaffinity(0)))
+        report = _run(memory, sources, workers or len(os.sched_getaffinity(0)), may_keep)
         if to_json:
             click.echo(json.dumps(as_json(report, memory.backend), indent=2))
         else:
@@ -70,9 +73,17 @@ def _own_sources() -> list[Path]:
     return sorted(Path(memplat.__file__).parent.rglob("*.py"))
 
 
-def _run(memory: Memory, sources: list[Source], workers: int) -> Report:
+def _may_keep(names: list[str] | None, config: str | None, profile: str | None) -> int:
+    """The bytes that the configuration wants to stay committed although nobody uses them."""
+    known = {record.name for record in list_plugins()}
+    options = configuration.load(names, config=config, profile=profile, backend_names=known).engine
+    return options.keep + options.prealloc
+
+
+def _run(memory: Memory, sources: list[Source], workers: int, may_keep: int) -> Report:
     with _progress(sources) as observe:
-        return run_demo(memory, sources, workers, observe, script=worker_processes.WORKER_SCRIPT)
+        script = worker_processes.WORKER_SCRIPT
+        return run_demo(memory, sources, workers, observe, may_keep=may_keep, script=script)
 
 
 @contextmanager
@@ -100,13 +111,13 @@ def _show_outcome(console: Console, report: Report) -> None:
     left = report.moments[-1].fstat_bytes
     if report.problems:
         errors = make_console(stderr=True)
-        errors.print(f"FAILED: {len(report.problems)} things do not add up", style="bold red", markup=False)
+        errors.print("FAILED: this does not add up:", style="bold red")
         for problem in report.problems:
-            errors.print(f"  {problem}", markup=False)
+            errors.print(f"  {problem}", markup=False, soft_wrap=True)
         return
     console.print(
-        f"{files} files, {words:,} words: every SHA-256 and word count agrees with hashlib, every figure with fstat;"
-        f" what the host still spends: {left} bytes",
+        f"{files} files, {words:,} words: every SHA-256 and word count agrees with hashlib, every figure with fstat.\n"
+        f"What the host still spends on the memory: {left} bytes.",
         style="bold green",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import attrs
@@ -150,8 +151,13 @@ def _file_table(findings: list[Finding], *, verbose: bool) -> Table:
     table.add_column("SHA-256", no_wrap=not verbose, overflow="fold")
     for found in shown:
         digest = found.sha256 if verbose else f"{found.sha256[:16]}…"
-        table.add_row(Text(str(found.path)), f"{found.length:,}", f"{found.words:,}", digest)
+        table.add_row(Text(_short(found.path)), f"{found.length:,}", f"{found.words:,}", digest)
     return table
+
+
+def _short(path: Path) -> str:
+    """The path as seen from the working directory, if it is below that."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _show_page_map(console: Console, pages: PageMap) -> None:
