@@ -176,7 +176,8 @@ def touch_elsewhere(fd: int, offsets: Sequence[int], length: int, *, write: bool
         """
         import mmap, os, sys
         fd, length, write, *offsets = map(int, sys.argv[1:])
-        with mmap.mmap(fd, length) as mapping:
+        MAP_NORESERVE = 0x4000  # or a map of huge pages wants as many as it is long
+        with mmap.mmap(fd, length, flags=mmap.MAP_SHARED | MAP_NORESERVE) as mapping:
             for offset in offsets:
                 if write:
                     mapping[offset] = 1

@@ -16,6 +16,7 @@ from typing import Final
 from memplat.hookspecs import hookimpl
 from memplat.linux import extents as flat
 from memplat.linux import files, shmem
+from memplat.linux.fiemap import fiemap_extents
 from memplat.linux.system import commit_headroom
 from memplat.ranges import MIB, FileRange, format_size
 from memplat.types import Availability, BackingFile, Extents, Storage
@@ -147,7 +148,7 @@ def _allocated_on_shmem(fd: int, pages: FileRange) -> array[int] | None:
 
 def _allocated_on_disk(fd: int, pages: FileRange) -> array[int] | None:
     try:
-        return files.fiemap_extents(fd, *pages)
+        return fiemap_extents(fd, *pages)
     except OSError as reason:
         if reason.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL):
             return None

@@ -32,6 +32,11 @@ def function(
     return found
 
 
+#: ioctl(2) without Python's own copy of the argument: that one is lost on errors, or keeps the GIL, by its length.
+ioctl_released = function(RELEASED, "ioctl", ctypes.c_int, (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p))
+ioctl_held = function(HELD, "ioctl", ctypes.c_int, (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p))
+
+
 def error(call: str) -> OSError:
     """The :class:`OSError` for the ``errno`` that this thread's last failed call left behind."""
     code = ctypes.get_errno()

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from memplat.linux import _libc
-from memplat.linux.extents import from_starts_and_ends, intersect
 from memplat.ranges import GIB, KIB, MIB, FileRange
 
 # <linux/falloc.h>
@@ -36,12 +35,6 @@ F_SEAL_GROW: Final = 0x0004
 F_SEAL_WRITE: Final = 0x0008
 F_SEAL_FUTURE_WRITE: Final = 0x0010
 F_SEAL_EXEC: Final = 0x0020
-
-# <linux/fs.h>
-_FS_IOC_FIEMAP: Final = 0xC020660B
-_FIEMAP_FIRST: Final = 128
-_FIEMAP_BATCH: Final = 8192
-_FIEMAP_EXTENT_LAST: Final = 1
 
 # System calls that C libraries have no wrapper for; since Linux 5.0 the numbers are the same on all architectures but
 # alpha.
@@ -279,45 +272,6 @@ def cachestat(fd: int, offset: int, length: int) -> CacheStat | None:
             return None
         raise _libc.error("cachestat")
     return CacheStat(*result)
-
-
-def fiemap_extents(fd: int, start: int, end: int) -> array[int]:
-    """The parts of ``[start, end)`` that have disk blocks or are about to get some, as extents.
-
-    ioctl_fiemap(2)/Documentation/filesystems/fiemap.rst: without FIEMAP_FLAG_SYNC nothing is written; extents that are
-    allocated and never written (FIEMAP_EXTENT_UNWRITTEN) and those whose place is still open (DELALLOC) are included.
-
-    :raises OSError: EOPNOTSUPP where the file system has no such call (tmpfs, hugetlbfs)
-    """
-    starts, ends = array("q"), array("q")
-    position = start
-    while position < end:
-        words = _fiemap(fd, position, end - position, _FIEMAP_BATCH if starts else _FIEMAP_FIRST)
-        offsets, lengths = words[4::7], words[6::7]
-        if not offsets:
-            break
-        starts += offsets
-        ends += array("q", map(int.__add__, offsets, lengths))
-        position = max(ends[-1], position + 1)
-        if words[-2] & _FIEMAP_EXTENT_LAST:
-            break
-    return intersect(from_starts_and_ends(starts, ends), start, end)
-
-
-def _fiemap(fd: int, start: int, length: int, capacity: int) -> array[int]:
-    """One FS_IOC_FIEMAP call: the header of 4 words (struct fiemap), then 7 words an extent (struct fiemap_extent):
-    logical offset, physical offset, length, 2 reserved, flags, reserved.
-    """
-    words = array("q", bytes(32 + 56 * capacity))
-    words[0], words[1], words[3] = start, length, capacity
-    while True:
-        try:
-            fcntl.ioctl(fd, _FS_IOC_FIEMAP, words, True)
-            break
-        except InterruptedError:
-            continue
-    mapped = words[2] >> 32  # fm_flags, fm_mapped_extents share a word
-    return words[: 4 + 7 * mapped]
 
 
 # ---- creating and sealing --------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import random
 import stat
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -183,54 +182,6 @@ def test_cachestat_of_huge_pages_is_no_answer():
 def test_cachestat_of_a_wrong_descriptor_is_an_error():
     with pytest.raises(OSError, match="cachestat"):
         files.cachestat(-1, 0, PAGE)
-
-
-# ---- FIEMAP ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("any_disk_directory", ["ext4", "xfs", "btrfs"], indirect=True)
-class TestFiemap:
-    """On the file systems that have it."""
-
-    @pytest.fixture
-    def file(self, any_disk_directory: Path) -> Iterator[int]:
-        opened = os.open(any_disk_directory, os.O_TMPFILE | os.O_RDWR, 0o600)
-        os.ftruncate(opened, 128 * MIB)
-        yield opened
-        os.close(opened)
-
-    def test_written_pages_are_found_before_and_after_they_reach_the_disk(self, file):
-        write_pages(file, 1, 2, 40)
-        expected = page_extents(1, 3, 40, 41)
-        assert list(files.fiemap_extents(file, 0, 128 * MIB)) == expected
-        os.fsync(file)
-        assert list(files.fiemap_extents(file, 0, 128 * MIB)) == expected
-
-    def test_allocated_pages_are_found(self, file):
-        files.fallocate(file, 0, 8 * PAGE, 8 * PAGE)
-        write_pages(file, 10)
-        assert list(files.fiemap_extents(file, 0, 128 * MIB)) == page_extents(8, 16)
-
-    def test_the_answer_is_clipped(self, file):
-        files.fallocate(file, 0, 0, 100 * PAGE)
-        assert list(files.fiemap_extents(file, 10 * PAGE, 20 * PAGE)) == page_extents(10, 20)
-        files.fallocate(file, files.FALLOC_FL_KEEP_SIZE, 128 * MIB - PAGE, 16 * PAGE)
-        assert list(files.fiemap_extents(file, MIB, 128 * MIB)) == [128 * MIB - PAGE, 128 * MIB]
-
-    def test_more_extents_than_one_call_returns_are_all_found(self, file):
-        numbers = range(0, 32768, 3)  # 10,923: more than 128 + 8,192
-        write_pages(file, *numbers)
-        found = files.fiemap_extents(file, 0, 128 * MIB)
-        assert list(found) == [bound for number in numbers for bound in (number * PAGE, (number + 1) * PAGE)]
-
-    def test_an_empty_file_has_none(self, file):
-        assert not files.fiemap_extents(file, 0, 128 * MIB)
-
-
-def test_shmem_has_no_fiemap(fd):
-    with pytest.raises(OSError, match="not supported") as caught:
-        files.fiemap_extents(fd, 0, PAGE)
-    assert caught.value.errno == errno.EOPNOTSUPP
 
 
 # ---- creating and sealing -------------------------------------------------------------------------------------------

@@ -259,7 +259,7 @@ def test_the_exporter_lives_as_long_as_any_view_that_was_derived(mapped):
 
 def test_an_array_keeps_the_exporter_alive(mapped):
     try:
-        import numpy as np  # noqa: PLC0415 -- optional
+        import numpy as np
     except ImportError:
         needs("numpy", "not installed")
     source = memory.exporter(mapped, 4096, True)
