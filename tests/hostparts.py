@@ -39,6 +39,15 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+def _unmount(path: Path) -> None:
+    """Unmount; what a failed test still has open is let go when it is closed, but the failure is told."""
+    try:
+        run("umount", str(path))
+    except RuntimeError:
+        run("umount", "--lazy", str(path))
+        raise
+
+
 @contextlib.contextmanager
 def loop_mount(fstype: str, size: int | None = None, mkfs_args: Sequence[str] | None = None) -> Iterator[Path]:
     """A new file system *fstype* in an image of *size* bytes, mounted; yields the mount point."""
@@ -60,7 +69,7 @@ def loop_mount(fstype: str, size: int | None = None, mkfs_args: Sequence[str] | 
         try:
             yield target
         finally:
-            run("umount", str(target))
+            _unmount(target)
 
 
 @contextlib.contextmanager
@@ -77,7 +86,7 @@ def mounted(fstype: str, *options: str) -> Iterator[Path]:
         try:
             yield Path(scratch)
         finally:
-            run("umount", scratch)
+            _unmount(Path(scratch))
 
 
 @contextlib.contextmanager

@@ -18,6 +18,15 @@ EXT4_MAGIC: Final = 0xEF53
 XFS_MAGIC: Final = 0x58465342
 BTRFS_MAGIC: Final = 0x9123683E
 OVERLAYFS_MAGIC: Final = 0x794C7630
+_NAMES: Final = {
+    TMPFS_MAGIC: "tmpfs",
+    HUGETLBFS_MAGIC: "hugetlbfs",
+    RAMFS_MAGIC: "ramfs",
+    EXT4_MAGIC: "ext4",
+    XFS_MAGIC: "xfs",
+    BTRFS_MAGIC: "btrfs",
+    OVERLAYFS_MAGIC: "overlayfs",
+}
 FS_NOCOW_FL: Final = 0x00800000
 
 _FS_IOC_GETFLAGS: Final = 0x80086601
@@ -67,6 +76,11 @@ def file_system(fd: int) -> FileSystem:
             raise _libc.error("fstatfs")
     magic, block, blocks, free, available = words[:5]
     return FileSystem(magic & 0xFFFFFFFF, block, blocks * block, free * block, available * block)
+
+
+def name_of(magic: int) -> str:
+    """The name of a file system, or its number. <linux/magic.h>."""
+    return _NAMES.get(magic, f"file system {magic:#x}")
 
 
 def filesystem_magic(fd: int) -> int:
