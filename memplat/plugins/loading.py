@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import inspect
+import weakref
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import attrs
 import pluggy
@@ -15,12 +17,14 @@ from memplat import hookspecs
 from memplat.config import RESERVED_NAMES, nearest
 from memplat.errors import PluginError, UnknownBackendError
 from memplat.hookspecs import BackendHooks
-from memplat.plugins.checks import check_extension, check_hooks, check_required
+from memplat.plugins.checks import check_extension, check_hooks, check_required, specifications
 from memplat.plugins.discovery import BUILT_IN, ENTRY_POINT_GROUP, PluginRecord, Policy, list_plugins
 from memplat.types import CONTRACT_LEVEL, BackendInfo
 
 _DEFAULTS: Final = "memplat.backends.default"
 _OPEN_POLICY: Final = Policy()
+#: Modules that were checked before: a module stays what it is, and is not checked again for each memory.
+_modules: Final[weakref.WeakKeyDictionary[ModuleType, BackendInfo]] = weakref.WeakKeyDictionary()
 
 
 @attrs.frozen
@@ -87,7 +91,7 @@ def build_manager(backend: object, extensions: Sequence[object] = ()) -> pluggy.
 
     :raises PluginError: if one of them is no valid plugin, or is given twice
     """
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager = _Manager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     for plugin in (importlib.import_module(_DEFAULTS), backend, *extensions):
         try:
@@ -96,6 +100,20 @@ def build_manager(backend: object, extensions: Sequence[object] = ()) -> pluggy.
         except (pluggy.PluginValidationError, ValueError) as error:
             raise PluginError(f"plugin {_label(plugin)!r}: {error}", plugin=_label(plugin)) from error
     return manager
+
+
+class _Manager(pluggy.PluginManager):
+    """Does not look at what can be no hook: pluggy's careful look at each name would be most of the time of an open."""
+
+    def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
+        """The options of a specification."""
+        return super().parse_hookspec_opts(module_or_class, name) if name in specifications() else None
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
+        """The options of an implementation; in a module that is a function."""
+        if isinstance(plugin, ModuleType) and not inspect.isroutine(vars(plugin).get(name)):
+            return None
+        return super().parse_hookimpl_opts(plugin, name)
 
 
 def hooks_of(manager: pluggy.PluginManager) -> BackendHooks:
@@ -151,25 +169,32 @@ def _label(plugin: object) -> str:
 
 def _check_backend(plugin: object, name: str | None, source: str) -> Backend:
     label = name or _label(plugin)
-    check_required(label, check_hooks(plugin, label))
-    info = _ask(plugin, label)
-    if not isinstance(info, BackendInfo):
-        raise _wrong_info(label, f"returned {info!r}, which is no memplat.BackendInfo")
+    info = _modules.get(plugin) if isinstance(plugin, ModuleType) else None
+    if info is None:
+        check_required(label, check_hooks(plugin, label))
+        info = _checked_info(plugin, label)
+        if isinstance(plugin, ModuleType):
+            _modules[plugin] = info
     if name is not None and info.name != name:
         raise _wrong_info(label, f"says name={info.name!r}, but its entry point is named {name!r}; let them agree")
+    return Backend(plugin, info, source)
+
+
+def _checked_info(plugin: object, label: str) -> BackendInfo:
+    manager = _Manager(hookspecs.PROJECT)  # of its own: what it says of itself, no extension has a say in
+    manager.add_hookspecs(hookspecs)
+    manager.register(plugin)
+    try:
+        info = hooks_of(manager).memplat_backend_info()
+    except Exception as error:
+        raise _wrong_info(label, f"raised {type(error).__name__}: {error}") from error
+    if not isinstance(info, BackendInfo):
+        raise _wrong_info(label, f"returned {info!r}, which is no memplat.BackendInfo")
     if info.name in RESERVED_NAMES:
         raise _wrong_info(label, f"says name={info.name!r}, which is an option of every memory; choose another name")
     _check_level(label, info.contract_level)
     _check_options_class(label, info.options)
-    return Backend(plugin, info, source)
-
-
-def _ask(plugin: object, label: str) -> object:
-    manager = build_manager(plugin)
-    try:
-        return hooks_of(manager).memplat_backend_info()
-    except Exception as error:
-        raise _wrong_info(label, f"raised {type(error).__name__}: {error}") from error
+    return info
 
 
 def _check_level(label: str, level: object) -> None:

@@ -1,0 +1,163 @@
+"""Platform memory for sandboxes, emulators and virtual machines: pages of one host file that can be allocated,
+counted, mapped, measured exactly and given back.
+
+Each name here has its home in one module, which is imported when the name is first used: importing the package alone
+imports no backend, no plugin machinery and no library of the command line.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memplat.errors import (
+        BackendUnavailableError,
+        ClosedError,
+        ConfigError,
+        DoubleFreeError,
+        ForeignBlockError,
+        ForkedError,
+        HostError,
+        InvalidArgumentError,
+        InvalidKindError,
+        InvalidLengthError,
+        InvalidOwnerError,
+        InvalidRangeError,
+        MemplatError,
+        MisalignedRangeError,
+        NotAllocatedError,
+        OutOfMemory,
+        PluginError,
+        ReadOnlyError,
+        ReferenceOverflowError,
+        UnknownBackendError,
+    )
+    from memplat.hookspecs import hookimpl
+    from memplat.memory import AddressSpace, Block, Memory
+    from memplat.opening import adopt, open  # noqa: A004
+    from memplat.ranges import FileRange, format_size, parse_size
+    from memplat.types import (
+        Access,
+        AllocationMode,
+        AllocationRequest,
+        Availability,
+        BackendInfo,
+        BackingFile,
+        Candidate,
+        Capability,
+        Direction,
+        EngineOptions,
+        MemoryKind,
+        PageInfo,
+        PageState,
+        ReclaimMode,
+        SelectedBackend,
+        Storage,
+        Usage,
+    )
+
+    __version__: str
+
+__all__ = [
+    "Access",
+    "AddressSpace",
+    "AllocationMode",
+    "AllocationRequest",
+    "Availability",
+    "BackendInfo",
+    "BackendUnavailableError",
+    "BackingFile",
+    "Block",
+    "Candidate",
+    "Capability",
+    "ClosedError",
+    "ConfigError",
+    "Direction",
+    "DoubleFreeError",
+    "EngineOptions",
+    "FileRange",
+    "ForeignBlockError",
+    "ForkedError",
+    "HostError",
+    "InvalidArgumentError",
+    "InvalidKindError",
+    "InvalidLengthError",
+    "InvalidOwnerError",
+    "InvalidRangeError",
+    "Memory",
+    "MemoryKind",
+    "MemplatError",
+    "MisalignedRangeError",
+    "NotAllocatedError",
+    "OutOfMemory",
+    "PageInfo",
+    "PageState",
+    "PluginError",
+    "ReadOnlyError",
+    "ReclaimMode",
+    "ReferenceOverflowError",
+    "SelectedBackend",
+    "Storage",
+    "UnknownBackendError",
+    "Usage",
+    "__version__",
+    "adopt",
+    "format_size",
+    "hookimpl",
+    "open",
+    "parse_size",
+]
+
+#: Where the names live that are no errors: most public names are.
+_HOMES = {
+    "memplat.hookspecs": ("hookimpl",),
+    "memplat.memory": ("AddressSpace", "Block", "Memory"),
+    "memplat.opening": ("adopt", "open"),
+    "memplat.ranges": ("FileRange", "format_size", "parse_size"),
+    "memplat.types": (
+        "Access",
+        "AllocationMode",
+        "AllocationRequest",
+        "Availability",
+        "BackendInfo",
+        "BackingFile",
+        "Candidate",
+        "Capability",
+        "Direction",
+        "EngineOptions",
+        "MemoryKind",
+        "PageInfo",
+        "PageState",
+        "ReclaimMode",
+        "SelectedBackend",
+        "Storage",
+        "Usage",
+    ),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = _version() if name == "__version__" else _from_home(name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _from_home(name: str) -> object:
+    return getattr(importlib.import_module(_HOME_OF.get(name, "memplat.errors")), name)
+
+
+def _version() -> str:
+    from importlib import metadata  # slow to import: only for those who ask
+
+    try:
+        return metadata.version("memplat")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"  # a source tree that is not installed
