@@ -1,0 +1,73 @@
+"""What the figures have to reach in pure Python, on a quiet machine with two shared cores of today's servers."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Final
+
+import attrs
+
+from benchmarks.harness import Row
+
+
+@attrs.frozen
+class Target:
+    """An upper limit of a figure's median; of seconds, or of what it is relative to another case."""
+
+    group: str
+    case: str
+    limit: float
+    relative_to: str = ""
+    """A case of the same group; then *limit* is the greatest quotient."""
+
+    def __str__(self) -> str:
+        if self.relative_to:
+            return f"{self.group} {self.case}: at most {self.limit:g} times {self.relative_to}"
+        return f"{self.group} {self.case}: at most {self.limit * 1e6:g} us"
+
+
+@attrs.frozen
+class Verdict:
+    """What became of a target."""
+
+    target: Target
+    measured: float
+    """Seconds, or the quotient."""
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the limit was kept."""
+        return self.measured <= self.target.limit
+
+    def __str__(self) -> str:
+        measured = f"{self.measured:.2f} times" if self.target.relative_to else f"{self.measured * 1e6:.4g} us"
+        return f"{'pass' if self.is_met else 'FAIL'}  {self.target} -- {measured}"
+
+
+TARGETS: Final = (
+    Target("W1", "1,000 live", 20e-6),
+    Target("W1", "1,000,000 live", 2, relative_to="1,000 live"),
+    Target("W2", "64 KiB recycled", 30e-6),
+    Target("W3", "2 pages among 1,000,000 holes", 2, relative_to="2 pages among 1,000 holes"),
+    Target("W3", "2 MiB aligned among 1,000,000 gaps", 2, relative_to="2 MiB aligned among 1,000 gaps"),
+    Target("W4", "one page in 16,384 MiB", 1e-3),
+)
+
+
+def judge(rows: Sequence[Row], targets: Sequence[Target] = TARGETS) -> list[Verdict]:
+    """The targets whose cases were measured."""
+    found = {(row.group, row.case): row for row in rows if not row.figure}
+    verdicts = []
+    for target in targets:
+        row = found.get((target.group, target.case))
+        other = found.get((target.group, target.relative_to))
+        if row is None or (target.relative_to and other is None):
+            continue
+        verdicts.append(Verdict(target, _quotient(row, other) if other else row.median))
+    return verdicts
+
+
+def _quotient(row: Row, other: Row) -> float:
+    """The median of the quotients, run by run: each pair was measured at nearly the same time."""
+    return statistics.median(mine / base for mine, base in zip(row.seconds, other.seconds, strict=True))
