@@ -24,8 +24,8 @@ from memplat.types import Availability, BackingFile, Extents, Storage
 _BLOCK: Final = 512
 #: A memory cgroup at its limit kills a process that takes a lot in one call; in such steps swap can keep up.
 _RESERVE_STEP: Final = 4 * MIB
-#: Looking up the head-room costs as much as reserving so many bytes: not to be done for each small allocation.
-_UNCHECKED_BYTES: Final = MIB
+#: Looking up the head-room costs as much as reserving 1 MiB: not to be done for each small allocation.
+_UNCHECKED_BYTES: Final = 4 * MIB
 
 
 @hookimpl(trylast=True)
@@ -73,9 +73,9 @@ def memplat_reserve(file: BackingFile, ranges: Sequence[FileRange]) -> bool:
         for pages in ranges:
             for start in range(pages.start, pages.end, _RESERVE_STEP):
                 end = min(start + _RESERVE_STEP, pages.end)
-                reached = max(reached, end)
-                if memory:
+                if memory and reached:  # the first step was looked at with the total
                     _check_headroom(end - start)
+                reached = max(reached, end)
                 files.fallocate(file.fd, 0, start, end - start)
     except BaseException:  # also when a signal's handler raised
         files.punch_batch(file.fd, file.address, _ranges(flat.intersect(gaps, 0, reached)))

@@ -5,6 +5,7 @@ changed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import resource
@@ -20,6 +21,7 @@ _THP: Final = Path("/sys/kernel/mm/transparent_hugepage")
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 #: cgroup v1 writes its "no limit" as the greatest multiple of the page below 2**63.
 _NO_LIMIT: Final = 1 << 62
+_TEXT_BYTES: Final = 1 << 16
 
 
 class HostMemory(NamedTuple):
@@ -149,21 +151,26 @@ def read_cgroup_headroom() -> int | None:
     return min(rooms, default=None)
 
 
-def _memory_cgroups() -> list[Path]:
+def _memory_cgroups() -> tuple[Path, ...]:
     """The directories of this process's memory cgroup and of its ancestors, v1 or v2. proc_pid_cgroup(5)."""
+    return _cgroup_directories(_text(Path("/proc/self/cgroup")), _CGROUPS)
+
+
+@functools.lru_cache(maxsize=4)
+def _cgroup_directories(membership: str, mount: Path) -> tuple[Path, ...]:
     found: list[Path] = []
-    for line in _text(Path("/proc/self/cgroup")).splitlines():
+    for line in membership.splitlines():
         hierarchy, controllers, path = line.split(":", 2)
         if hierarchy == "0":
-            roots = [_CGROUPS, _CGROUPS / "unified"]
+            roots = [mount, mount / "unified"]
         elif "memory" in controllers.split(","):
-            roots = [_CGROUPS / "memory"]
+            roots = [mount / "memory"]
         else:
             continue
         for root in roots:
             leaf = root / path.lstrip("/")
             found += [place for place in (leaf, *leaf.parents) if place == root or root in place.parents]
-    return found
+    return tuple(place for place in found if place.is_dir())
 
 
 def _headroom(cgroup: Path) -> int | None:
@@ -199,8 +206,14 @@ def _number(*paths: Path) -> int | None:
 
 
 def _text(path: Path) -> str:
-    """The file's content, or "" where there is none to be read."""
+    """The file's content, or "" where there is none to be read. Files of /proc and /sys come in one piece."""
     try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
         return ""
+    try:
+        return os.read(fd, _TEXT_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)

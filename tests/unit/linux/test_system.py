@@ -113,6 +113,7 @@ def tree(tmp_path, monkeypatch):
         file = tmp_path / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
+        system._cgroup_directories.cache_clear()  # which directories exist is looked up once
 
     put.texts = texts  # type: ignore[attr-defined]
     monkeypatch.setattr(system, "_CGROUPS", tmp_path)
