@@ -107,8 +107,10 @@ def _progress(sources: list[Source]) -> Iterator[Observe]:
 
 
 def _show_outcome(console: Console, report: Report) -> None:
-    files, words = len(report.findings), sum(found.words for found in report.findings)
+    words = sum(found.words for found in report.findings)
+    files = "1 file" if len(report.findings) == 1 else f"{len(report.findings):,} files"
     left = report.moments[-1].fstat_bytes
+    kept = f"{left:,} bytes, which the configuration keeps" if left else "nothing"
     if report.problems:
         errors = make_console(stderr=True)
         errors.print("FAILED: this does not add up:", style="bold red")
@@ -116,8 +118,8 @@ def _show_outcome(console: Console, report: Report) -> None:
             errors.print(f"  {problem}", markup=False, soft_wrap=True)
         return
     console.print(
-        f"{files} files, {words:,} words: every SHA-256 and word count agrees with hashlib, every figure with fstat.\n"
-        f"What the host still spends on the memory: {left} bytes.",
+        f"{files}, {words:,} words: every SHA-256 and word count agrees with hashlib, every figure with fstat.\n"
+        f"What the host still spends on the memory: {kept}.",
         style="bold green",
     )
 

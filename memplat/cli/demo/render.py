@@ -148,7 +148,7 @@ def _file_table(findings: list[Finding], *, verbose: bool) -> Table:
     table.add_column("file", overflow="fold")
     table.add_column("bytes", justify="right")
     table.add_column("words", justify="right")
-    table.add_column("SHA-256", no_wrap=not verbose, overflow="fold")
+    table.add_column("SHA-256", no_wrap=True, min_width=64 if verbose else None)
     for found in shown:
         digest = found.sha256 if verbose else f"{found.sha256[:16]}…"
         table.add_row(Text(_short(found.path)), f"{found.length:,}", f"{found.words:,}", digest)
