@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from benchmarks import __main__ as command
-from benchmarks import published
+from benchmarks import command, published
 from benchmarks.calibrators import MEANINGS, Calibrators
 from benchmarks.groups import GROUPS
 from benchmarks.harness import BenchmarkError, Case, Row, run_group
@@ -150,13 +152,15 @@ def test_the_page_says_what_was_measured_where_and_where_go_is_faster(report):
     assert "pass  W1 1,000 live: at most 20 us -- 18.5 us" in page
 
 
-def test_the_command_measures_each_group_in_a_process_of_its_own_and_writes_what_was_asked_for(tmp_path, capsys):
+def test_the_command_measures_each_group_in_a_process_of_its_own_and_writes_what_was_asked_for(tmp_path):
     data, page = tmp_path / "out.json", tmp_path / "page.md"
-    status = command.main(["--only", "w6", "--quick", "--runs", "1", "--json", str(data), "--markdown", str(page)])
-    assert status == 0
+    run = (sys.executable, "-m", "benchmarks", "--only", "w6", "--quick", "--runs", "1")
+    root = Path(command.__file__).parents[1]
+    done = subprocess.run([*run, "--json", data, "--markdown", page], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
     assert {found["case"] for found in json.loads(data.read_text())["rows"]} == {"unpinned", "pinned"}
     assert "## W6" in page.read_text()
-    assert "## W6" in capsys.readouterr().out
+    assert "## W6" in done.stdout
 
 
 @pytest.mark.parametrize(("options", "status"), [([], 0), (["--strict"], 1)])
