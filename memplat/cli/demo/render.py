@@ -47,7 +47,10 @@ def show_report(console: Console, report: Report, *, verbose: bool) -> None:
     console.print(_usage_table(report.moments))
     if report.findings:
         console.print(_worker_table(report))
-        console.print(_file_table(report.findings, verbose=verbose))
+        if verbose:
+            _show_files(console, report.findings)
+        else:
+            console.print(_file_table(report.findings))
 
 
 def as_json(report: Report, backend: SelectedBackend) -> dict[str, Any]:
@@ -133,10 +136,9 @@ def _worker_table(report: Report) -> Table:
     return table
 
 
-def _file_table(findings: list[Finding], *, verbose: bool) -> Table:
-    shown = sorted(findings, key=lambda found: (-found.length, found.path))
-    if not verbose and len(shown) > _FEW:
-        shown = shown[:_FEW]
+def _file_table(findings: list[Finding]) -> Table:
+    """The largest files."""
+    shown = sorted(findings, key=lambda found: (-found.length, found.path))[:_FEW]
     left_out = len(findings) - len(shown)
     table = Table(
         title="files",
@@ -148,11 +150,18 @@ def _file_table(findings: list[Finding], *, verbose: bool) -> Table:
     table.add_column("file", overflow="fold")
     table.add_column("bytes", justify="right")
     table.add_column("words", justify="right")
-    table.add_column("SHA-256", no_wrap=True, min_width=64 if verbose else None)
+    table.add_column("SHA-256", no_wrap=True)
     for found in shown:
-        digest = found.sha256 if verbose else f"{found.sha256[:16]}…"
-        table.add_row(Text(_short(found.path)), f"{found.length:,}", f"{found.words:,}", digest)
+        table.add_row(Text(_short(found.path)), f"{found.length:,}", f"{found.words:,}", f"{found.sha256[:16]}…")
     return table
+
+
+def _show_files(console: Console, findings: list[Finding]) -> None:
+    """Every file on a line of its own, as sha256sum(1) has it, and in the order of the paths."""
+    console.print("files: SHA-256, bytes, words, path", style="bold")
+    for found in sorted(findings, key=lambda found: found.path):
+        line = f"{found.sha256}  {found.length:>12,}  {found.words:>10,}  {_short(found.path)}"
+        console.print(Text(line), soft_wrap=True)
 
 
 def _short(path: Path) -> str:
