@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ _STYLES: Final[Mapping[str, str]] = {
     MemoryKind.PAGE_CACHE: "cyan",
     MemoryKind.ANONYMOUS: "magenta",
 }
+_LETTER_STYLES: Final = {LETTERS[word]: style for word, style in _STYLES.items()}
 #: How many files are listed unless all of them are asked for.
 _FEW: Final = 8
 
@@ -171,11 +173,10 @@ def _short(path: Path) -> str:
 
 def _show_page_map(console: Console, pages: PageMap) -> None:
     console.print(Text.assemble(("page map", "bold"), f" (a letter is {format_size(pages.cell_bytes)})"))
-    words = iter(pages.cells)
     for row in pages.rows:
         line = Text("  ")
-        for letter in row:
-            line.append(letter, style=_STYLES.get(next(words), "red"))
+        for letter, run in itertools.groupby(row):
+            line.append("".join(run), style=_LETTER_STYLES.get(letter, "red"))
         console.print(line)
     console.print(Text("  " + "  ".join(_legend(pages)), style="dim"))
 

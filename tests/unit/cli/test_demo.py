@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from memplat.cli.app import app
 from memplat.cli.demo import worker, workers
+from tests.hostparts import hugetlb_pool
 from tests.needs import need_root
 from tests.unit.cli.running import environment, run_memplat
 
@@ -396,6 +397,21 @@ def test_what_the_configuration_keeps_is_no_leak(files: list[Path], tmp_path: Pa
 
 def test_the_backend_is_taken_from_a_list_in_order(files: list[Path]) -> None:
     assert report_of("--backend", "memfd,tmpfile", files[1])["backend"]["name"] == "memfd"
+
+
+def test_it_adds_up_on_a_file_system(files: list[Path], tmp_path: Path) -> None:
+    config = tmp_path / "memplat.toml"
+    config.write_text(f"[memory]\nbackend = 'tmpfile'\n[memory.tmpfile]\ndirectory = '{tmp_path}'\n")
+    before = sorted(os.listdir(tmp_path))
+    report = report_of("--config", config, *files)
+    assert report["backend"]["name"] == "tmpfile"
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_it_adds_up_on_huge_pages(files: list[Path]) -> None:
+    with hugetlb_pool(16):
+        report = report_of("--backend", "hugetlb", "--workers", 2, *files)
+    assert moments_of(report)["worked"]["committed"]["page_cache"] == 5 * (2 << 20)  # "long" has two
 
 
 # -- the parts --------------------------------------------------------------------------------------------------------
