@@ -71,7 +71,7 @@ def adopt(fd: int, *, backend: object = "memfd", **options: Any) -> Memory:
     ``MEMPLAT_BACKEND``: what is to count is said by the arguments, which are those of :func:`open`.
 
     :param fd: a regular file, readable, writable and empty. It becomes the memory's, and close-on-exec, unless an error
-        is raised: then it is left as it was.
+        is raised: then it is left open and as it was (one that is sealed against shrinking may have become longer).
     :param backend: whose file it is: a name, or the plugin itself
     :raises InvalidArgumentError: if *fd* is no such file
     """
