@@ -117,11 +117,11 @@ def _read_metadata() -> Iterator[PluginRecord]:
             if not points:
                 continue
             name, version = distribution.name, distribution.version
+            normalized = re.sub(r"[-_.]+", "-", name).lower()
         except Exception as error:  # noqa: BLE001 -- strangers' metadata; one that is broken must break nothing else
             where = distribution.locate_file("")
             _log.warning("memplat: the metadata of a distribution in %s cannot be read: %r", where, error)
             continue
-        normalized = re.sub(r"[-_.]+", "-", name).lower()
         if normalized in seen:
             continue
         seen.add(normalized)

@@ -179,8 +179,12 @@ def test_metadata_that_cannot_be_read_is_logged_and_breaks_nothing(install, tmp_
     broken = tmp_path / "site" / "broken-1.0.dist-info"
     broken.mkdir()
     (broken / "entry_points.txt").write_bytes(b"[memplat]\nx = \xff\n")
+    nameless = tmp_path / "site" / "nameless-1.0.dist-info"
+    nameless.mkdir()
+    (nameless / "entry_points.txt").write_text("[memplat]\nx = y\n")
     with caplog.at_level(logging.WARNING, "memplat"):
         assert plugins.load("third").name == "third"
+    assert len(caplog.records) == 2
     assert f"a distribution in {tmp_path / 'site'}" in caplog.text
 
 
