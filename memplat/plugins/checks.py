@@ -10,6 +10,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 from typing import Any, Final, NoReturn
 
 import pluggy
@@ -31,6 +32,13 @@ def specifications() -> Mapping[str, tuple[str, ...]]:
     }
 
 
+def may_be_hook(plugin: object, attribute: str) -> bool:
+    """Whether the attribute is a function or a method; does not evaluate properties, as some versions of pluggy do."""
+    if isinstance(plugin, ModuleType):
+        return inspect.isroutine(vars(plugin).get(attribute))
+    return inspect.isroutine(inspect.getattr_static(plugin, attribute, None))
+
+
 def check_hooks(plugin: object, name: str) -> dict[str, bool]:
     """Make sure that all hooks of *plugin* are what the specifications say.
 
@@ -40,7 +48,7 @@ def check_hooks(plugin: object, name: str) -> dict[str, bool]:
     """
     parser = pluggy.PluginManager(hookspecs.PROJECT)
     found: dict[str, bool] = {}
-    for attribute in dir(plugin):
+    for attribute in filter(functools.partial(may_be_hook, plugin), dir(plugin)):
         options = parser.parse_hookimpl_opts(plugin, attribute)
         if options is None:
             _check_unmarked(plugin, name, attribute)
@@ -160,4 +168,4 @@ def _definition(function: object) -> str:
     return f"{getattr(function, '__qualname__', repr(function))}{signature}{where}"
 
 
-__all__ = ["REQUIRED", "check_extension", "check_hooks", "check_required", "specifications"]
+__all__ = ["REQUIRED", "check_extension", "check_hooks", "check_required", "may_be_hook", "specifications"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import inspect
 import weakref
 from collections.abc import Sequence
 from types import ModuleType
@@ -17,7 +16,7 @@ from memplat import hookspecs
 from memplat.config import RESERVED_NAMES, nearest
 from memplat.errors import PluginError, UnknownBackendError
 from memplat.hookspecs import BackendHooks
-from memplat.plugins.checks import check_extension, check_hooks, check_required, specifications
+from memplat.plugins.checks import check_extension, check_hooks, check_required, may_be_hook, specifications
 from memplat.plugins.discovery import BUILT_IN, ENTRY_POINT_GROUP, PluginRecord, Policy, list_plugins
 from memplat.types import CONTRACT_LEVEL, BackendInfo
 
@@ -110,10 +109,8 @@ class _Manager(pluggy.PluginManager):
         return super().parse_hookspec_opts(module_or_class, name) if name in specifications() else None
 
     def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
-        """The options of an implementation; in a module that is a function."""
-        if isinstance(plugin, ModuleType) and not inspect.isroutine(vars(plugin).get(name)):
-            return None
-        return super().parse_hookimpl_opts(plugin, name)
+        """The options of an implementation."""
+        return super().parse_hookimpl_opts(plugin, name) if may_be_hook(plugin, name) else None
 
 
 def hooks_of(manager: pluggy.PluginManager) -> BackendHooks:
