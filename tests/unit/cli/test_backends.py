@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from memplat.cli.app import app
 from tests.unit.cli.running import SOURCE, run_memplat
 
 GOOD = """
@@ -58,27 +63,46 @@ def install(site: Path, name: str, source: str, *, distribution: str | None = No
     (info / "entry_points.txt").write_text(f"[memplat]\n{name} = {module}\n")
 
 
-def list_backends(site: Path, *arguments: object, **env: str) -> dict[str, dict[str, Any]]:
-    done = run_memplat("backends", "--json", *arguments, env={"PYTHONPATH": f"{site}:{SOURCE}", **env})
-    assert done.returncode == 0, done.stderr
-    return {each["name"]: each for each in json.loads(done.stdout)["backends"]}
+@pytest.fixture(autouse=True)
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory in which this interpreter looks for distributions; and no configuration of the user's."""
+    for name in [name for name in os.environ if name.startswith("MEMPLAT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
 
 
-def test_memfd_is_built_in_and_available(tmp_path: Path) -> None:
-    memfd = list_backends(tmp_path)["memfd"]
+def show(*arguments: object) -> str:
+    """What ``memplat backends`` prints; it never fails over a plugin."""
+    result = CliRunner().invoke(app, ["backends", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def list_backends(*arguments: object) -> dict[str, dict[str, Any]]:
+    return {each["name"]: each for each in json.loads(show("--json", *arguments))["backends"]}
+
+
+def test_memfd_is_built_in_and_available(site: Path) -> None:
+    memfd = list_backends()["memfd"]
     assert memfd["available"] is True
     assert memfd["source"] == "built-in"
     assert {"share", "seal", "swap_exact"} <= set(memfd["capabilities"])
     assert (memfd["selected"], memfd["preference"]) == (True, 1)
 
 
-def test_all_built_in_backends_are_listed(tmp_path: Path) -> None:
-    assert {"memfd", "tmpfile", "hugetlb"} <= list_backends(tmp_path).keys()
+def test_all_built_in_backends_are_listed(site: Path) -> None:
+    assert {"memfd", "tmpfile", "hugetlb"} <= list_backends().keys()
 
 
-def test_a_strangers_backend_is_listed_with_where_it_comes_from(tmp_path: Path) -> None:
-    install(tmp_path, "tiny", GOOD)
-    tiny = list_backends(tmp_path)["tiny"]
+def test_a_strangers_backend_is_listed_with_where_it_comes_from(site: Path) -> None:
+    install(site, "tiny", GOOD)
+    tiny = list_backends()["tiny"]
     assert (tiny["status"], tiny["version"], tiny["source"]) == ("available", "3.2", "memplat-tiny 7.8")
     assert tiny["capabilities"] == ["share"]
 
@@ -95,73 +119,83 @@ def test_a_strangers_backend_is_listed_with_where_it_comes_from(tmp_path: Path) 
     ],
     ids=["import error", "exit", "syntax error", "no hooks", "check raises", "check lies"],
 )
-def test_a_broken_plugin_is_listed_as_broken_and_breaks_nothing(tmp_path: Path, source: str, told: str) -> None:
-    install(tmp_path, "bad", source.replace("{3}", "3"))
-    found = list_backends(tmp_path)
+def test_a_broken_plugin_is_listed_as_broken_and_breaks_nothing(site: Path, source: str, told: str) -> None:
+    install(site, "bad", source.replace("{3}", "3"))
+    found = list_backends()
     assert found["bad"]["status"] == "broken"
     assert told in found["bad"]["reason"]
     assert found["memfd"]["available"] is True
 
 
-def test_a_name_that_two_claim_is_broken_for_both(tmp_path: Path) -> None:
-    install(tmp_path, "tiny", GOOD)
-    install(tmp_path, "tiny", GOOD, distribution="other-tiny")
-    done = run_memplat("backends", "--json", env={"PYTHONPATH": f"{tmp_path}:{SOURCE}"})
-    tinies = [each for each in json.loads(done.stdout)["backends"] if each["name"] == "tiny"]
+def test_a_name_that_two_claim_is_broken_for_both(site: Path) -> None:
+    install(site, "tiny", GOOD)
+    install(site, "tiny", GOOD, distribution="other-tiny")
+    tinies = [each for each in json.loads(show("--json"))["backends"] if each["name"] == "tiny"]
     assert [each["status"] for each in tinies] == ["broken", "broken"]
     assert "memplat-tiny 7.8" in tinies[0]["reason"]
     assert "other-tiny 7.8" in tinies[0]["reason"]
 
 
-def test_an_unavailable_backend_says_why_and_what_to_do(tmp_path: Path) -> None:
-    install(tmp_path, "tiny", GOOD + UNAVAILABLE)
-    tiny = list_backends(tmp_path)["tiny"]
+def test_an_unavailable_backend_says_why_and_what_to_do(site: Path) -> None:
+    install(site, "tiny", GOOD + UNAVAILABLE)
+    tiny = list_backends()["tiny"]
     assert (tiny["status"], tiny["reason"], tiny["remedy"]) == ("unavailable", "the moon is full", "wait a day")
-    table = run_memplat("backends", env={"PYTHONPATH": f"{tmp_path}:{SOURCE}"}).stdout
+    table = show()
     assert "the moon is full" in table
     assert "wait a day" in table
 
 
-def test_an_extension_is_told_from_a_broken_backend(tmp_path: Path) -> None:
-    install(tmp_path, "tracing", EXTENSION)
-    assert list_backends(tmp_path)["tracing"]["status"] == "extension"
+def test_an_extension_is_told_from_a_broken_backend(site: Path) -> None:
+    install(site, "tracing", EXTENSION)
+    assert list_backends()["tracing"]["status"] == "extension"
 
 
-def test_plugins_that_are_shut_out_are_not_imported(tmp_path: Path) -> None:
-    witness = tmp_path / "imported"
-    install(tmp_path, "tiny", f"open({str(witness)!r}, 'w').close()" + GOOD)
-    assert list_backends(tmp_path, MEMPLAT_DISABLE_PLUGINS="1")["tiny"]["status"] == "shut out"
-    config = tmp_path / "memplat.toml"
+def test_plugins_that_are_shut_out_are_not_imported(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    witness = site / "imported"
+    install(site, "tiny", f"open({str(witness)!r}, 'w').close()" + GOOD)
+    with monkeypatch.context() as patch:
+        patch.setenv("MEMPLAT_DISABLE_PLUGINS", "1")
+        assert list_backends()["tiny"]["status"] == "shut out"
+    config = site / "memplat.toml"
     config.write_text("[memory]\nplugins = []\n")
-    shut_out = list_backends(tmp_path, "--config", config)["tiny"]
+    shut_out = list_backends("--config", config)["tiny"]
     assert shut_out["status"] == "shut out"
     assert "allow-list" in shut_out["reason"]
     assert not witness.exists()
 
 
-def test_the_star_marks_what_open_takes(tmp_path: Path) -> None:
-    install(tmp_path, "tiny", GOOD + UNAVAILABLE)
-    config = tmp_path / "memplat.toml"
+def test_the_star_marks_what_open_takes(site: Path) -> None:
+    install(site, "tiny", GOOD + UNAVAILABLE)
+    config = site / "memplat.toml"
     config.write_text("[memory]\nbackend = ['tiny', 'memfd']\n")
-    found = list_backends(tmp_path, "--config", config)
+    found = list_backends("--config", config)
     assert [found[name]["preference"] for name in ("tiny", "memfd")] == [1, 2]
     assert [found[name]["selected"] for name in ("tiny", "memfd")] == [False, True]
-    table = run_memplat("backends", "--config", config, env={"PYTHONPATH": f"{tmp_path}:{SOURCE}"}).stdout
+    table = show("--config", config)
     assert "memfd *" in table
     assert "tiny, memfd" in table
 
 
-def test_wrong_options_of_one_backend_hide_no_other(tmp_path: Path) -> None:
-    install(tmp_path, "tiny", GOOD)
-    config = tmp_path / "memplat.toml"
+def test_wrong_options_of_one_backend_hide_no_other(site: Path) -> None:
+    install(site, "tiny", GOOD)
+    config = site / "memplat.toml"
     config.write_text("[memory.memfd]\nseel = true\n")
-    found = list_backends(tmp_path, "--config", config)
+    found = list_backends("--config", config)
     assert found["memfd"]["status"] == "unavailable"
     assert f"{config}:2" in found["memfd"]["reason"]
     assert found["tiny"]["status"] == "available"
 
 
 def test_verbose_shows_entry_points_and_options() -> None:
-    shown = run_memplat("backends", "--verbose").stdout
+    shown = show("--verbose")
     assert "entry point: memplat.backends.memfd" in shown
     assert "option seal: default True" in shown
+
+
+def test_a_broken_plugin_does_not_fail_the_command_of_a_user(site: Path) -> None:
+    install(site, "bad", "import nothing_of_that_name")
+    done = run_memplat("backends", env={"PYTHONPATH": f"{site}:{SOURCE}"})
+    assert done.returncode == 0
+    assert "broken" in done.stdout
+    assert "memfd *" in done.stdout
+    assert done.stderr == ""

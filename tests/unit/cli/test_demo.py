@@ -9,6 +9,7 @@ import pty
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,23 @@ def files(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def report_of(*arguments: object, cwd: Path | None = None) -> dict[str, Any]:
-    done = run_memplat("demo", "--json", *arguments, cwd=cwd)
-    assert done.returncode == 0, done.stderr + done.stdout
-    report = json.loads(done.stdout)
+@pytest.fixture(autouse=True)
+def nobodys_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the user's that changes what memplat does."""
+    for name in [name for name in os.environ if name.startswith("MEMPLAT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
+
+
+def run_here(*arguments: object) -> Result:
+    """The demo in this process, so that a test can put other workers in."""
+    return CliRunner().invoke(app, ["demo", *map(str, arguments)], catch_exceptions=False)
+
+
+def report_of(*arguments: object) -> dict[str, Any]:
+    result = run_here("--json", *arguments)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
     assert report["ok"] is True
     assert report["problems"] == []
     return report  # type: ignore[no-any-return]
@@ -59,8 +73,9 @@ def round_up(nbytes: int) -> int:
 
 
 def test_without_files_it_takes_the_packages_own_sources() -> None:
-    report = report_of()
-    names = {Path(found["path"]).name for found in report["files"]}
+    done = run_memplat("demo", "--json")
+    assert done.returncode == 0, done.stderr
+    names = {Path(found["path"]).name for found in json.loads(done.stdout)["files"]}
     assert {"memory.py", "memoryfile.py", "worker.py"} <= names
 
 
@@ -161,9 +176,9 @@ def test_no_color_is_honoured_in_a_terminal(files: list[Path]) -> None:
 def test_verbose_lists_every_file_with_its_whole_digest(tmp_path: Path) -> None:
     for number in range(12):
         (tmp_path / f"file{number}").write_text(f"{number}")
-    few = run_memplat("demo", *sorted(tmp_path.iterdir()))
+    few = run_here(*sorted(tmp_path.iterdir()))
     assert "and 4 more" in few.stdout
-    every = run_memplat("demo", "--verbose", *sorted(tmp_path.iterdir()))
+    every = run_here("--verbose", *sorted(tmp_path.iterdir()))
     assert all(f"file{number}" in every.stdout for number in range(12))
     assert hashlib.sha256(b"11").hexdigest() in every.stdout
 
@@ -172,11 +187,10 @@ def test_verbose_lists_every_file_with_its_whole_digest(tmp_path: Path) -> None:
 
 
 def expect_usage_error(*told: str, arguments: tuple[object, ...]) -> None:
-    done = run_memplat("demo", *arguments)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
+    result = run_here(*arguments)
+    assert result.exit_code == 2, result.output
     for words in told:
-        assert words in done.stderr
+        assert words in result.stderr
 
 
 def test_a_missing_file_is_wrong_usage(tmp_path: Path) -> None:
@@ -193,18 +207,19 @@ def test_what_is_no_regular_file_is_wrong_usage(tmp_path: Path) -> None:
     expect_usage_error("no regular file", arguments=("/dev/zero",))
 
 
-def test_an_unreadable_file_is_wrong_usage(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_wrong_usage() -> None:
     need_root("to run a process as somebody else")
-    secret = tmp_path / "secret"
-    secret.write_text("secret")
-    secret.chmod(0o600)
-    for directory in (tmp_path, *tmp_path.parents[:-2]):
-        directory.chmod(0o755)
     code = (
-        "import os; from memplat.cli import app; os.setgid(65534); os.setuid(65534);"
-        f"app.app(['demo', {str(secret)!r}], prog_name='memplat')"
+        "import os, sys; from memplat.cli import app; os.setgid(65534); os.setuid(65534);"
+        "app.app(['demo', sys.argv[1]], prog_name='memplat')"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as directory:  # tmp_path is below a directory that only root may enter
+        Path(directory).chmod(0o755)
+        secret = Path(directory, "secret")
+        secret.write_text("secret")
+        secret.chmod(0o600)
+        command = [sys.executable, "-c", code, str(secret)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "is not readable" in done.stderr
 
@@ -219,11 +234,6 @@ def test_an_unknown_backend_is_wrong_usage() -> None:
 
 
 # -- what can go wrong while it runs ----------------------------------------------------------------------------------
-
-
-def run_here(*arguments: object) -> Result:
-    """The demo in this process, so that a test can put other workers in."""
-    return CliRunner().invoke(app, ["demo", *map(str, arguments)])
 
 
 def use_worker(monkeypatch: pytest.MonkeyPatch, directory: Path, before: str, *, after: str = "") -> None:
@@ -392,7 +402,7 @@ def test_what_the_configuration_keeps_is_no_leak(files: list[Path], tmp_path: Pa
     config.write_text("[memory]\nkeep = '32KiB'\n")
     freed = moments_of(report_of("--config", config, *files))["freed"]
     assert 0 < freed["free_committed"] == freed["total"] <= 32 * 1024
-    assert "which the configuration keeps" in run_memplat("demo", "--config", config, *files).stdout
+    assert "which the configuration keeps" in run_here("--config", config, *files).stdout
 
 
 def test_the_backend_is_taken_from_a_list_in_order(files: list[Path]) -> None:
