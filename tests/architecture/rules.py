@@ -47,7 +47,10 @@ EXTERNAL: Final[Mapping[str, frozenset[str]]] = {
 }
 
 #: Modules of more than 400 lines, each with its reason.
-LONG_MODULES: Final[Mapping[str, str]] = {}
+LONG_MODULES: Final[Mapping[str, str]] = {
+    "engine/memoryfile.py": "the façade: one short method for each member of the contract",
+    "engine/pages.py": "the state machine and the table that keeps it are one truth in one place",
+}
 LONGEST: Final = 400
 
 
@@ -141,7 +144,7 @@ def find_long_modules(root: Path) -> list[str]:
     }
     long = {name for name, lines in lengths.items() if lines > LONGEST}
     return [f"{name} has {lengths[name]} lines" for name in sorted(long - LONG_MODULES.keys())] + [
-        f"{name} is listed as long and is not" for name in sorted(LONG_MODULES.keys() - long)
+        f"{name} is listed as long and is not" for name in sorted((LONG_MODULES.keys() & lengths.keys()) - long)
     ]
 
 
