@@ -46,9 +46,9 @@ $(VENV)/bin/python:
 
 # The stamps are as old as the metadata that they were installed from.
 $(VENV)/.ready: pyproject.toml $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[cli]'
+	$(BIN)/python -m pip install -qq --editable '.[cli]'
 	@touch $@
 
 $(VENV)/.ready-dev: pyproject.toml $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --editable '.[cli,conformance,dev]'
+	$(BIN)/python -m pip install -qq --editable '.[cli,conformance,dev]'
 	@touch $@
