@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+import memplat
 from memplat.cli.demo.job import ANONYMOUS, PAGE_CACHE, Finding, Moment, Report
 from memplat.cli.demo.page_map import LETTERS, MIXED, PageMap
 from memplat.memory import Memory
@@ -167,8 +168,11 @@ def _show_files(console: Console, findings: list[Finding]) -> None:
 
 
 def _short(path: Path) -> str:
-    """The path as seen from the working directory, if it is below that."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    """The path as seen from the working directory, or from where memplat is installed, if it is below that."""
+    for base in (Path.cwd(), Path(memplat.__file__).parents[1]):
+        if path.is_relative_to(base):
+            return str(path.relative_to(base))
+    return str(path)
 
 
 def _show_page_map(console: Console, pages: PageMap) -> None:
