@@ -22,7 +22,7 @@ _MOST_BYTES: Final = 64 * MIB
 _LEAST_MAX_SIZE: Final = 64 * MIB
 _KINDS: Final = tuple(kind for kind in MemoryKind if kind is not MemoryKind.MAPPED)
 #: What a failure shows of each memory's dump.
-_DUMP_LINES: Final = 24
+_DUMP_LINES: Final = 12
 
 
 class Case:
@@ -144,6 +144,18 @@ class Case:
         step = memory.page_size
         look = self.observer(memory).read
         return all(look(start, step) == stamp(start, salt, step) for start in range(*pages, step))
+
+    def give_back(self, memory: Memory) -> None:
+        """Reclaim all that nobody holds. A scan finds the free pages that a huge page committed beside a used one."""
+        memory.reclaim()
+        memory.update_usage()
+        memory.reclaim()
+
+    def spent(self, memory: Memory, pages: FileRange) -> int:
+        """What *pages* cost, or, where the host does not say, all of the file."""
+        observer = self.observer(memory)
+        cost = observer.cost(*pages)
+        return observer.data_bytes() if cost is None else cost
 
     # -- ending a check -----------------------------------------------------------------------------------------------
 

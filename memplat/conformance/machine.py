@@ -15,10 +15,12 @@ from memplat.conformance.case import Case, by_owner, stamp
 from memplat.conformance.verdict import CheckFailedError
 from memplat.errors import OutOfMemory
 from memplat.memory import Memory
-from memplat.ranges import FileRange
+from memplat.ranges import HUGE_PAGE_SIZE, FileRange
 from memplat.types import AllocationMode, Capability
 
 _PAGES: Final = 24
+#: Huge pages take a while to be written and compared.
+_HUGE_PAGES: Final = 10
 _EXAMPLES: Final = 40
 _STEPS: Final = 24
 
@@ -163,7 +165,7 @@ class _Machine(RuleBasedStateMachine):
             for number, page in sorted(self._pages.items()):
                 for _ in range(page.refs):
                     self._memory.decref(FileRange(number * self._size, (number + 1) * self._size))
-            self._memory.reclaim()
+            self._case.give_back(self._memory)
             left = self._observer.data_bytes()
             if left:
                 self._fail(f"everything was freed, and {left} bytes are still committed")
@@ -217,7 +219,8 @@ def run(case: Case) -> None:
 
     :raises CheckFailedError: with the steps that led to a difference
     """
-    room = case.pages(case.open(), _PAGES, 8)
+    memory = case.open()
+    room = case.pages(memory, _PAGES if memory.page_size < HUGE_PAGE_SIZE else _HUGE_PAGES, 8)
     case.close_all()
     machine: Any = lambda: _Machine(case, room)  # noqa: E731 -- hypothesis calls what it is told is a class
     run_state_machine_as_test(machine, settings=_SETTINGS)

@@ -151,12 +151,11 @@ def _expect_rest(case: Case, memory: Memory, region: FileRange, part: FileRange)
 def decommitting_untouched_pages_commits_nothing(case: Case) -> None:
     """memplat_decommit must not write to pages, not even for a moment: on a full host that is a signal."""
     memory = case.open()
-    observer = case.observer(memory)
     page = memory.page_size
     pages = case.allocate(memory, case.pages(memory, 8, 4))
     touched = pages.part(page, page)
     case.fill(memory, touched)
     for part in (pages, pages.part(2 * page, 2 * page)):
         memory.decommit(part, release=True)
-        spent = observer.data_bytes()
+        spent = case.spent(memory, pages)
         expect(spent == 0, f"decommitting {part}, of which {touched} had been touched, left {spent} bytes committed")

@@ -69,7 +69,7 @@ def signals_do_not_disturb(case: Case) -> None:
                 view[:: memory.page_size] = bytes([1]) * count
             told = memory.update_usage()
             memory.decref(pages)
-            memory.reclaim()
+            case.give_back(memory)
             left = observer.data_bytes()
             expect(left == 0, f"{left} bytes were not given back while signals came")
             kinds = sum(told.committed.values())

@@ -47,6 +47,6 @@ def a_child_that_ends_leaves_its_parents_pages_alone(case: Case) -> None:
     now = observer.data_bytes()
     expect(now == spent, f"a child that closed its copy changed what the file costs from {spent} to {now} bytes")
     memory.decref(pages)
-    memory.reclaim()
+    case.give_back(memory)
     left = observer.data_bytes()
     expect(left == 0, f"after a child closed its copy the parent cannot give its pages back: {left} bytes are left")

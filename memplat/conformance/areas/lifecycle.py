@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import stat
+import tempfile
 import threading
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from memplat import plugins
 from memplat.conformance.case import Case
@@ -17,6 +21,7 @@ from memplat.conformance.verdict import expect
 from memplat.types import CONTRACT_LEVEL, Availability, BackendInfo, Capability
 
 _OPENINGS: Final = 12
+_KILLS: Final = 3
 
 
 @check("LIFE-01", rule="1.1", smoke=True, forms="memplat_backend_info")
@@ -139,7 +144,7 @@ def two_memories_have_nothing_in_common(case: Case) -> None:
     case.fill(first, mine, 1)
     case.fill(second, theirs, 2)
     first.decref(mine)
-    first.reclaim()
+    case.give_back(first)
     expect(case.filled(second, theirs, 2), "giving pages of one memory back changed the pages of another one")
     spent = one.data_bytes()
     expect(spent == 0, f"pages that one memory gave back still cost {spent} bytes while another memory is open")
@@ -173,33 +178,66 @@ def a_killed_process_leaves_nothing_behind(case: Case) -> None:
     """The file needs to be without a name from the start (O_TMPFILE, memfd_create, or unlinked before anything else is
     done): what is removed in memplat_close_file stays when the process is killed.
     """
+    left = [_kill_a_user(case) for _ in range(_KILLS)]
+    files = [name for one in left for name in one.files]
+    expect(not files, f"a process that was killed left files behind: {files}")
+    # Others on this host mount and reserve, too: what does not happen every time was somebody else's.
+    expect(not all(one.mounts for one in left), f"a process that was killed left mounts behind: {left[-1].mounts}")
+    kept = min(one.huge_pages for one in left)
+    expect(kept <= 0, f"a process that was killed left {kept} huge pages reserved")
+
+
+class _Left(NamedTuple):
+    """What is there that was not there before."""
+
+    files: list[str]
+    mounts: set[str]
+    huge_pages: int
+
+
+def _kill_a_user(case: Case) -> _Left:
+    """Have a process use a memory, kill it, and look for what it had open."""
 
     def use_memory() -> dict[str, Any]:
         memory = case.open()
         case.fill(memory, case.allocate(memory, 1))
         observer = case.observer(memory)
-        return {"link": observer.link, "kind": observer.kind, "block": os.fstatvfs(observer.fd).f_bsize}
+        block = os.fstatvfs(observer.fd).f_bsize if observer.kind == HUGETLB else 0
+        return {"link": observer.link, "block": block, "files": _open_files(), "free": free_huge_pages(block)}
 
-    with stopped_child(use_memory) as (_, what):
-        pass  # nothing but to see where the file is
-    directory = os.path.dirname(what["link"].removesuffix(" (deleted)"))
-    looks = {name for name in (directory, "/dev/shm", "/tmp") if os.path.isdir(name) and name != "/"}  # noqa: S108 -- where files are left
-    before = {name: set(os.listdir(name)) for name in looks}
-    mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
-    huge = free_huge_pages(what["block"]) if what["kind"] == HUGETLB else 0
-    with stopped_child(use_memory) as (pid, _):
+    mounts, ours = _mounts(), _open_files()
+    with stopped_child(use_memory) as (pid, used):
         os.kill(pid, signal.SIGKILL)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        left = {name: sorted(set(os.listdir(name)) - before[name]) for name in looks}
-    expect(not any(left.values()), f"a process that was killed left files behind: {left}")
-    now = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
-    expect(
-        now == mounts,
-        f"a process that was killed left a mount behind: {set(now.splitlines()) - set(mounts.splitlines())}",
-    )
-    if what["kind"] == HUGETLB:
-        kept = huge - free_huge_pages(what["block"])
-        expect(kept <= 0, f"a process that was killed left {kept} huge pages reserved")
+    held = free_huge_pages(used["block"]) - used["free"]
+    directories = {os.path.dirname(used["link"]), "/dev/shm", tempfile.gettempdir()} - {"/"}  # noqa: S108 -- looked at
+    files = [path for directory in directories for path in _paths_of(directory, used["files"] - ours)]
+    return _Left(files, _mounts() - mounts, 1 - held if used["block"] else 0)
+
+
+def _open_files() -> set[tuple[int, int]]:
+    """Device and inode of each regular file that this process has open."""
+    found = set()
+    for fd in descriptors():
+        with contextlib.suppress(OSError):
+            status = os.fstat(fd)
+            if stat.S_ISREG(status.st_mode):
+                found.add((status.st_dev, status.st_ino))
+    return found
+
+
+def _paths_of(directory: str, inodes: Collection[tuple[int, int]]) -> Iterator[str]:
+    """The files in a directory that are among *inodes*."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(directory):
+            with contextlib.suppress(OSError):
+                status = entry.stat(follow_symlinks=False)
+                if (status.st_dev, status.st_ino) in inodes:
+                    yield entry.path
+
+
+def _mounts() -> set[str]:
+    return set(Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines())
 
 
 @check("LIFE-10", rule="1.10", after=["LIFE-04"])
@@ -225,10 +263,15 @@ def an_open_empty_file_can_be_adopted(case: Case) -> None:
 
 @check("LIFE-11", rule="1.11", needs=Capability.FLUSH, after=["LIFE-04"])
 def flush_writes_to_the_disk(case: Case) -> None:
-    """The capability ``flush`` says that there is a disk below the file. Do not declare it where there is none."""
+    """The capability ``flush`` says that there is a disk below the file. Do not declare it where there never is
+    one.
+    """
     memory = case.open()
     observer = case.observer(memory)
-    expect(observer.kind not in (SHMEM, HUGETLB), f"flush is declared, but {observer.kind} has no disk below it")
+    no_disk = observer.kind in (SHMEM, HUGETLB)
+    if no_disk and not observer.link.startswith("/memfd:"):
+        case.skip("there is no disk below the directory that was chosen")
+    expect(not no_disk, "flush is declared, but a memfd has no disk below it")
     pages = case.allocate(memory, 4)
     case.fill(memory, pages)
     if observer.unwritten(*pages) is None:

@@ -18,12 +18,11 @@ _PIECES: Final = 1500
 def freed_pages_go_back_to_the_host_in_the_background(case: Case) -> None:
     """Hooks are called from any thread: memplat_decommit must not depend on the one that opened the memory."""
     memory = case.open(reclaim="background", reclaim_delay=0.0)
-    observer = case.observer(memory)
     pages = case.allocate(memory, case.pages(memory, 64, 2))
     case.fill(memory, pages)
     memory.decref(pages)
     expect(memory.wait_reclaimed(_HANG_SECONDS), "waste is left, and nobody gives it back")
-    left = observer.data_bytes()
+    left = case.spent(memory, pages)
     expect(left == 0, f"of {pages.length} bytes that were reclaimed in the background {left} are still committed")
     retained = memory.update_usage().retained
     expect(retained == 0, f"the host is said to have refused {retained} bytes")

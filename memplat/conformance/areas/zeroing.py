@@ -62,7 +62,7 @@ def recycled_pages_are_zero(case: Case) -> None:
     memory.decref(used)
     half = count // 2
     for part in (half, count - half):
-        again = case.allocate(memory, part, mode=AllocationMode.COMMITTED)
+        again = memory.allocate(part * memory.page_size, mode=AllocationMode.COMMITTED)
         expect(
             case.observer(memory).is_zero(*_at(again)),
             f"{again} was handed out with the content of its last user: the probe of that part is wrong",
@@ -77,7 +77,7 @@ def pages_that_were_swapped_out_are_zero_when_they_are_recycled(case: Case) -> N
     used = case.allocate(memory, case.pages(memory, 64, 1))
     write_and_swap_out(case, memory, used)
     memory.decref(used)
-    again = case.allocate(memory, used.length // memory.page_size, mode=AllocationMode.COMMITTED)
+    again = memory.allocate(used.length, mode=AllocationMode.COMMITTED)
     expect(
         case.observer(memory).is_zero(*_at(again)),
         f"{again} was handed out with the content of its last user, which had been swapped out",
