@@ -148,7 +148,9 @@ class Storage:
     total: int
     """Everything, *overhead* included, *reserved* not."""
     overhead: int = 0
-    """File-system metadata in *total*."""
+    """File-system metadata in *total*, worked out and not measured as what the sum leaves over."""
+    overhead_slack: int = 0
+    """By how much *overhead* may be too little: some file systems' trees cannot be known from outside to the block."""
     reserved: int = 0
     """Held back for the file, but not yet part of *total* (a hugetlb reservation)."""
 

@@ -169,8 +169,8 @@ class Allocator:
         dirty_end = os.fstat(file.fd).st_size
         try:
             done = state.hooks.memplat_grow(file=file, size=target)
-        except OSError:
-            if target == needed:
+        except OSError as error:
+            if target == needed and not isinstance(error, InterruptedError):
                 raise
             target = needed
             done = state.hooks.memplat_grow(file=file, size=target)

@@ -174,8 +174,11 @@ class Scanner:
         state.file.probe_method = ""
         extents = state.committed(0, os.fstat(state.file.fd).st_size & -state.file.page_size)
         after = state.storage()
-        proven = before.total == after.total and flat.total(extents) + after.overhead == after.total
         moved = before.total != after.total
+        rest = after.total - after.overhead - flat.total(extents)
+        proven = not moved and 0 <= rest <= after.overhead_slack
+        if proven and rest:
+            after = attrs.evolve(after, overhead=after.overhead + rest)
         return _Finding(state.file.probe_method or "probe", extents, after, proven, moved)
 
     # -- charging -----------------------------------------------------------------------------------------------------

@@ -9,15 +9,16 @@ garbage collector pleases, in any thread and at any moment, so what happens then
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from memplat.errors import HostError
+from memplat.linux import exporter, system
 from memplat.linux import memory as host
-from memplat.linux import system
 from memplat.ranges import GIB, HUGE_PAGE_SIZE, align_down, align_up, format_size
 
 log = logging.getLogger("memplat")
@@ -25,29 +26,6 @@ log = logging.getLogger("memplat")
 _LEAST_DEFAULT: Final = 64 * GIB
 #: Below this a reservation is of no use to anybody: give up and say so.
 _LEAST_RESERVATION: Final = 1 << 20
-
-
-class _Lease(weakref.ref[memoryview]):
-    """Watches one exporter; all views that derive from it keep it alive."""
-
-    __slots__ = ("mapping", "release")
-
-    mapping: Mapping
-    release: Callable[[], None] | None
-
-    # A reference's own hash is that of what it refers to, which a writable memoryview does not have.
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
-
-
-def _lease_ended(lease: weakref.ref[memoryview]) -> None:
-    assert isinstance(lease, _Lease)
-    mapping = lease.mapping
-    mapping.leases.discard(lease)
-    if lease.release is not None:
-        lease.release()
-    if mapping.closed and not mapping.leases:
-        mapping.unmap()
 
 
 class Mapping:
@@ -59,10 +37,11 @@ class Mapping:
     :ivar notes: what turned out otherwise than asked
     """
 
-    __slots__ = ("__weakref__", "_unmapped", "base", "closed", "leases", "length", "notes")
+    __slots__ = ("__weakref__", "_numbers", "_unmapped", "base", "closed", "leases", "length", "notes")
 
     def __init__(self, max_size: int | None, page_size: int) -> None:
-        self.leases: set[_Lease] = set()
+        self.leases: set[int] = set()
+        self._numbers = itertools.count()
         self.closed = False
         self.notes: tuple[str, ...] = ()
         self._unmapped = threading.Lock()  # taken once, without waiting, by whoever unmaps
@@ -100,12 +79,17 @@ class Mapping:
         """A view of ``[start, end)``, which must be mapped. *release* is called when the last view derived from it has
         died: in any thread, at any moment, locks held or not.
         """
-        exporter = host.exporter(self.base + start, end - start, writable)
-        lease = _Lease(exporter, _lease_ended)
-        lease.mapping = self
-        lease.release = release
-        self.leases.add(lease)
-        return host.exported(exporter)
+        number = next(self._numbers)
+        self.leases.add(number)
+        ended = partial(self._lease_ended, number, release)
+        return exporter.export(self.base + start, end - start, writable=writable, release=ended)
+
+    def _lease_ended(self, number: int, release: Callable[[], None] | None) -> None:
+        self.leases.discard(number)
+        if release is not None:
+            release()
+        if self.closed and not self.leases:
+            self.unmap()
 
     def exclude_from_core_dumps(self, start: int, end: int) -> None:
         """Keep a mapped part out of this process's core dumps."""

@@ -20,6 +20,7 @@ from typing import Final
 
 from memplat.engine import pages
 from memplat.engine.state import EngineState
+from memplat.errors import MemplatError
 from memplat.ranges import MIB, FileRange
 from memplat.types import ReclaimMode
 
@@ -282,8 +283,11 @@ class Reclaimer:
 
     def make_room(self) -> bool:
         """For an allocation that found no room: reclaim, or wait for what is being released. Whether that helped."""
-        if self.reclaim_all():
-            return True
+        try:
+            if self.reclaim_all():
+                return True
+        except (OSError, MemplatError):
+            log.exception("memplat: waste could not be reclaimed")  # the allocation's own error says the rest
         state = self._state
         with state.lock:
             releasing = state.table.releasing

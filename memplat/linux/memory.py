@@ -1,11 +1,10 @@
-"""Address space: reserving it, mapping a file over it, advising, populating, and handing it out as memoryviews."""
+"""Address space: reserving it, mapping a file over it, advising and populating it."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
-from pickle import PickleBuffer
-from typing import Any, Final
+from typing import Final
 
 from memplat.linux import _libc
 from memplat.ranges import HUGE_PAGE_SIZE, MIB, align_up
@@ -43,8 +42,7 @@ MADV_COLLAPSE: Final = 25
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 #: A populating call that a signal interrupts begins again: at 32 MiB (20 ms) no timer can keep it from getting on.
 _POPULATE_STEP: Final = 32 * MIB
-_PYBUF_READ: Final = 0x100  # <cpython/memoryobject.h>
-_PYBUF_WRITE: Final = 0x200
+_PYBUF_WRITE: Final = 0x200  # <cpython/memoryobject.h>
 
 _pointer = ctypes.c_void_p
 _size = ctypes.c_size_t
@@ -192,7 +190,7 @@ def copy_to(address: int, data: bytes | bytearray | memoryview) -> None:
     """Copy *data* to *address*."""
     with memoryview(data) as view, view.cast("B") as source:
         if source.nbytes:
-            exporter(address, source.nbytes, True)[:] = source
+            _from_memory(address, source.nbytes, _PYBUF_WRITE)[:] = source
 
 
 def ima_workaround(fd: int, page_size: int) -> bool:
@@ -207,23 +205,3 @@ def ima_workaround(fd: int, page_size: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def exporter(address: int, length: int, writable: bool) -> memoryview:
-    """The object that stands for ``[address, address + length)``: a memoryview to be passed to :func:`exported`.
-
-    It dies when the last view of it dies; a weak reference to it tells when. Nothing keeps the memory mapped but the
-    caller. ``PyMemoryView_FromMemory``, C API of Python.
-    """
-    view: memoryview = _from_memory(address, length, _PYBUF_WRITE if writable else _PYBUF_READ)
-    return view
-
-
-def exported(source: memoryview) -> memoryview:
-    """A view whose ``.obj`` is *source*, so that slices, casts and arrays made of it keep *source* alive.
-
-    ``memoryview(source)`` would share source's own buffer and leave ``.obj`` empty; :class:`pickle.PickleBuffer` passes
-    the request on to *source* itself. While such a view lives, ``source.release()`` raises BufferError.
-    """
-    buffer: Any = PickleBuffer(source)
-    return memoryview(buffer)

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import resource
-import subprocess
-import weakref
 from collections.abc import Iterator
-from pathlib import Path
 
-import attrs
 import pytest
 
 from memplat.linux import files, memory
@@ -208,103 +203,6 @@ def test_locking_beyond_the_limit_is_an_error(reservation, fd):
         """
     need_root("becoming a user without privilege")
     assert in_another_process(code, os.getcwd()).split() == ["refused", str(errno.EPERM)]
-
-
-# ---- exported views -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def mapped(reservation, fd) -> int:
-    memory.map_shared(reservation, MIB, fd, 0)
-    return int(reservation)
-
-
-def test_an_exported_view_is_exactly_the_range(mapped, fd):
-    view = memory.exported(memory.exporter(mapped + 100, 50, True))
-    assert (view.nbytes, view.format, view.readonly, view.contiguous) == (50, "B", False, True)
-    view[0] = 7
-    view[-1] = 9
-    assert os.pread(fd, 52, 99) == b"\0\x07" + bytes(48) + b"\x09\0"
-
-
-def test_a_read_only_view_gives_no_way_to_write(mapped):
-    view = memory.exported(memory.exporter(mapped, 50, False))
-    assert view.readonly
-    for way in (view, view.obj, memoryview(view), memoryview(view.obj), view[1:], view.cast("H")):
-        with pytest.raises(TypeError):
-            way[0] = 1  # type: ignore[index]
-
-
-def test_the_object_of_a_view_knows_no_more_than_the_range(mapped):
-    view = memory.exported(memory.exporter(mapped, 50, True))
-    assert isinstance(view.obj, memoryview)
-    assert view.obj.nbytes == 50
-    assert view.obj.obj is None
-
-
-def test_the_exporter_lives_as_long_as_any_view_that_was_derived(mapped):
-    dead: list[object] = []
-    source = memory.exporter(mapped, 4096, True)
-    reference = weakref.ref(source, dead.append)
-    view = memory.exported(source)
-    derived = [view[100:200], view.cast("Q"), memoryview(view), view[::2]]
-    del source, view
-    while derived:
-        gc.collect()
-        assert not dead
-        derived.pop()
-    gc.collect()
-    assert dead == [reference]
-
-
-def test_an_array_keeps_the_exporter_alive(mapped):
-    try:
-        import numpy as np
-    except ImportError:
-        needs("numpy", "not installed")
-    source = memory.exporter(mapped, 4096, True)
-    reference = weakref.ref(source)
-    array = np.frombuffer(memory.exported(source), dtype="u4")[3:]
-    del source
-    gc.collect()
-    assert reference() is not None
-    array[0] = 0x01020304
-    assert memory.copy_from(mapped + 12, 4) == b"\x04\x03\x02\x01"
-    del array
-    gc.collect()
-    assert reference() is None
-
-
-def test_an_exporter_cannot_be_released_under_a_live_view(mapped):
-    source = memory.exporter(mapped, 4096, True)
-    view = memory.exported(source)
-    with pytest.raises(BufferError):
-        source.release()
-    view.release()
-    source.release()
-
-
-def test_views_work_the_same_in_other_interpreters_if_there_are_any():
-    code = (
-        "import sys, os, weakref; sys.path[:0] = sys.argv[1:2]; sys.path += sys.argv[2:]\n"
-        "from memplat.linux import files, memory\n"
-        "a = memory.reserve_address_space(4096); fd = files.memfd('x'); os.ftruncate(fd, 4096)\n"
-        "memory.map_shared(a, 4096, fd, 0)\n"
-        "m = memory.exporter(a, 4096, True); dead = []; r = weakref.ref(m, dead.append)\n"
-        "v = memory.exported(m)[8:].cast('I'); del m; assert not dead\n"
-        "v[0] = 1; assert os.pread(fd, 9, 0)[8] == 1; del v; assert dead\n"
-        "v = memory.exported(memory.exporter(a, 8, False))\n"
-        "assert v.readonly and v.obj.readonly and v.obj.obj is None\n"
-    )
-    for python in Path("~/.pyenv/versions").expanduser().glob("3.1[1-9]*/bin/python"):
-        done = subprocess.run(
-            [str(python), "-I", "-c", code, os.getcwd(), str(Path(attrs.__file__).parents[1])],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        print("works with", python)
 
 
 def test_reserving_a_lot_spends_no_memory():
