@@ -28,6 +28,7 @@ KINDS = ("system", "anonymous", "page_cache", "tmpfs", "ramdiskfs")
 
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
+_MADV_DONTNEED = 4
 _MADV_PAGEOUT = 21
 _SYS_CACHESTAT = 451
 _PAGEMAP_PRESENT = 1 << 63
@@ -79,8 +80,12 @@ class RawMapping:
         """Store *data*."""
         ctypes.memmove(self.address + offset, data, len(data))
 
-    def page_out(self) -> None:
-        """Ask the kernel to swap the mapping's pages out (madvise(2), MADV_PAGEOUT)."""
+    def page_out(self, pages: Iterable[int]) -> None:
+        """Ask the kernel to swap *pages* out (madvise(2), MADV_PAGEOUT). It takes only pages that this mapping maps and
+        no other one does, so they are touched first; they must be committed, or touching would commit them.
+        """
+        for page in pages:
+            self.touch_read(page * PAGE)
         _check(_libc.madvise(self.address, self.length, _MADV_PAGEOUT), "MADV_PAGEOUT")
 
     def resident(self) -> set[int]:
@@ -99,6 +104,11 @@ class RawMapping:
         if self.address:
             _check(_libc.munmap(self.address, self.length), "munmap")
             self.address = 0
+
+
+def forget(address: int, length: int) -> None:
+    """Empty the page tables of a shared mapping (MADV_DONTNEED), which drops no page of the file."""
+    _check(_libc.madvise(address, length, _MADV_DONTNEED), "MADV_DONTNEED")
 
 
 def touched_pages(address: int, length: int) -> set[int]:

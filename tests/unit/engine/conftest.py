@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import warnings
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import memplat
 from memplat.memory import Memory
 from tests.oracle import Observer
-from tests.unit.engine.helpers import MIB, check
+from tests.unit.engine.helpers import MIB, check, close_with_leftovers, within
 
 
 @pytest.fixture(autouse=True)
@@ -37,19 +36,14 @@ def open_memory(own_configuration: None) -> Iterator[Callable[..., Memory]]:
         return memory
 
     yield opener
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        try:
-            for memory in opened:
-                try:
-                    check(memory)
-                except memplat.ClosedError:
-                    continue
-        finally:
-            for memory in opened:
-                memory.close()
-            opened.clear()
-            gc.collect()
+    try:
+        for memory in opened:
+            with contextlib.suppress(memplat.ClosedError):
+                within(lambda memory=memory: check(memory))
+    finally:
+        for memory in opened:
+            within(lambda memory=memory: close_with_leftovers(memory))
+        opened.clear()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import contextlib
 import faulthandler
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ MIB = 1024 * KIB
 HUGE = 2 * MIB
 
 #: How long a test waits before it calls something a hang. Nothing is asserted about times below it.
-HANG_SECONDS = 120.0
+HANG_SECONDS = 30.0
 
 T = TypeVar("T")
 
@@ -54,6 +55,13 @@ def unchanged(memory: Memory) -> Iterator[None]:
     check(memory)
     assert snapshot(memory) == before
     assert memory.total_size() == size
+
+
+def close_with_leftovers(memory: Memory) -> None:
+    """Close a memory that still has references or live views, which a ResourceWarning may tell of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        memory.close()
 
 
 def idle(usage: Usage) -> int:

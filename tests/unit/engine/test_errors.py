@@ -134,7 +134,7 @@ CHOICES: list[tuple[str, Case]] = [
     ("mode", Case(["committed"], memplat.InvalidArgumentError)),
     ("direction", Case("sideways", memplat.InvalidArgumentError, ("sideways", "up", "down"))),
     ("direction", Case(None, memplat.InvalidArgumentError, ("None",))),
-    ("fill", Case(5, memplat.InvalidArgumentError, ("5",))),
+    ("fill", Case(5, memplat.InvalidArgumentError, ("int",))),
     ("fill", Case("text", memplat.InvalidArgumentError)),
     ("fill", Case(object(), memplat.InvalidArgumentError)),
     ("fill", Case(bytes(PAGE + 1), memplat.InvalidArgumentError, (str(PAGE + 1), str(PAGE)))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import logging
@@ -209,7 +210,7 @@ def test_a_users_decommit_that_is_refused_reads_zero_and_goes_on_being_counted(
     with Observer(faulty.fileno()) as observer:
         assert observer.is_zero(pages.start, pages.length)
         assert observer.blocks == 8 * PAGE - given_back
-        assert committed(faulty) == {"tmpfs": observer.blocks} if observer.blocks else {}
+        assert committed(faulty) == ({"tmpfs": observer.blocks} if observer.blocks else {})
     assert allocated(faulty) == 16 * PAGE
     check(faulty)
     faults.clear()
@@ -223,10 +224,8 @@ def test_with_decommit_and_probe_both_failing_no_page_is_handed_out_dirty(faulty
     faulty.decref(pages)
     for hook in ("decommit", "probe", "probe_reserved", "storage"):
         faults.before[hook] = raising(host_error(errno.EIO))
-    try:
+    with contextlib.suppress(OSError):
         faulty.reclaim()
-    except memplat.MemplatError:
-        pass
     for mode in ("uncommitted", "will_commit", "committed"):
         try:
             again = faulty.allocate(8 * PAGE, mode=mode)
@@ -238,6 +237,24 @@ def test_with_decommit_and_probe_both_failing_no_page_is_handed_out_dirty(faulty
     faults.clear()
     faulty.reclaim()
     assert faulty.total_usage() == 0
+    assert committed(faulty) == {}
+
+
+def test_retained_pages_whose_next_attempt_fails_altogether_are_not_lost(faulty: Memory, faults: Faults) -> None:
+    pages = faulty.allocate(4 * PAGE)
+    write_all(faulty, pages)
+    faulty.decref(pages)
+    faults.before["decommit"] = raising(host_error(errno.EPERM))
+    faulty.reclaim()
+    assert faulty.update_usage().retained == 4 * PAGE
+    for hook in ("probe", "probe_reserved", "storage"):
+        faults.before[hook] = raising(host_error(errno.EIO))
+    with contextlib.suppress(OSError):
+        faulty.reclaim()
+    check(faulty)
+    faults.clear()
+    assert committed(faulty) == {"system": 4 * PAGE}
+    faulty.reclaim()
     assert committed(faulty) == {}
 
 
@@ -327,10 +344,8 @@ def test_a_keyboard_interrupt_while_reclaiming_by_hand_propagates_and_loses_noth
     write_all(faulty, pages)
     faulty.decref(pages)
     faults.before["decommit"] = raising(KeyboardInterrupt())
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         faulty.reclaim()
-    except KeyboardInterrupt:
-        pass
     faults.clear()
     check(faulty)
     assert is_zero(faulty, faulty.allocate(4 * PAGE))
@@ -393,7 +408,7 @@ def test_a_probe_that_fails_is_an_os_error_and_changes_nothing(
     write_all(faulty, part(pages, 5))
     faults.before[hook] = raising(error)
     before = faulty.usage()
-    with pytest.raises(OSError, match=""):
+    with pytest.raises(OSError):
         faulty.update_usage()
     assert faulty.usage().committed == before.committed
     check(faulty)
@@ -403,7 +418,7 @@ def test_a_probe_that_fails_is_an_os_error_and_changes_nothing(
 
 def test_storage_that_fails_makes_total_usage_an_os_error(faulty: Memory, faults: Faults) -> None:
     faults.before["storage"] = raising(host_error(errno.EIO))
-    with pytest.raises(OSError, match=""):
+    with pytest.raises(OSError):
         faulty.total_usage()
     faults.clear()
     assert faulty.total_usage() == 0
@@ -568,8 +583,8 @@ def test_a_reservation_that_was_half_done_before_it_failed_is_not_forgotten(faul
     faults.clear()
     with Observer(faulty.fileno()) as observer:
         usage = faulty.update_usage()
-        assert usage.total == observer.blocks
-        assert idle(usage) == usage.committed.get("system", 0) == observer.blocks
+        assert usage.total == usage.committed["system"] == observer.blocks
+        assert idle(usage) == observer.blocks or not usage.exact
         faulty.reclaim()
         assert is_zero(faulty, faulty.allocate(8 * PAGE))
         faulty.reclaim()
@@ -725,10 +740,18 @@ def test_no_hook_is_called_with_a_lock_held(open_memory: Opener, faults: Faults)
     opened: list[Memory] = []
     seen: set[str] = set()
 
+    def use(memory: Memory) -> None:
+        memory.usage()
+        memory.dump()
+        memory.inspect(0)
+        memory.decref(memory.allocate(PAGE))
+
     def look(hook: str) -> Callable[..., None]:
         def call(*_: Any) -> None:
-            for known in opened:
-                within(lambda: (known.usage(), known.dump(), known.inspect(0), known.decref(known.allocate(PAGE))), 60)
+            if opened:
+                memory = opened.pop()  # the calls made here have hooks of their own
+                within(lambda: use(memory))
+                opened.append(memory)
                 seen.add(hook)
 
         return call
