@@ -9,6 +9,7 @@ import click
 
 import memplat
 from memplat.cli.backends import backends
+from memplat.cli.conformance import conformance
 from memplat.cli.demo import demo
 from memplat.errors import ConfigError, MemplatError
 
@@ -52,6 +53,7 @@ def app() -> None:
 
 
 app.add_command(backends)
+app.add_command(conformance)
 app.add_command(demo)
 
 __all__ = ["app"]

@@ -24,7 +24,7 @@ def test_without_a_command_the_help_is_shown() -> None:
     assert "demo" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("command", [(), ("backends",), ("demo",)])
+@pytest.mark.parametrize("command", [(), ("backends",), ("conformance",), ("demo",)])
 def test_every_command_has_help(command: tuple[str, ...]) -> None:
     done = run_memplat(*command, "--help")
     assert done.returncode == 0
