@@ -63,6 +63,12 @@ class ForkedError(MemplatError, RuntimeError):
     """A memory of the parent process was used in a forked child, where it allows only ``view`` and ``close``."""
 
 
+class ReentrantCallError(MemplatError, RuntimeError):
+    """A finalizer, a weak reference's callback or a signal handler called a memory while it had interrupted a call of
+    the same thread on the same memory. Only ``decref``, and dropping views and blocks, can be done there.
+    """
+
+
 class ReadOnlyError(MemplatError, TypeError):
     """Writing was asked for where only reading is allowed."""
 
@@ -109,7 +115,9 @@ class ConfigError(MemplatError, ValueError):
     :ivar key: the dotted key, or ``None``
     """
 
-    def __init__(self, message: str, *, file: str | None = None, line: int | None = None, key: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, file: str | None = None, line: int | None = None, key: str | None = None
+    ) -> None:
         where = ":".join(str(part) for part in (file, line) if part is not None)
         super().__init__(": ".join(part for part in (where, key, message) if part))
         self.file = file
@@ -157,6 +165,7 @@ __all__ = [
     "OutOfMemory",
     "PluginError",
     "ReadOnlyError",
+    "ReentrantCallError",
     "ReferenceOverflowError",
     "UnknownBackendError",
 ]

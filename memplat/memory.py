@@ -2,7 +2,8 @@
 
 The docstrings here are the contract. They hold for every backend; where a sentence names an error, the call that
 raised it changed nothing unless the sentence says otherwise. On every method: :class:`ClosedError` after ``close``,
-:class:`ForkedError` in a forked child (``view(pin=False)`` and ``close`` excepted).
+:class:`ForkedError` in a forked child (``view(pin=False)`` and ``close`` excepted), :class:`ReentrantCallError` in a
+finalizer, callback or signal handler that interrupted a call of its own thread on the same memory (but for ``decref``).
 """
 
 from __future__ import annotations
@@ -144,6 +145,8 @@ class Memory(Protocol):
     def decref(self, pages: FileRange | Block) -> None:
         """Drop one reference to each page, of all of them or none. The last one makes a page waste.
 
+        In a finalizer it may have to wait for the call that was interrupted; an error is logged then.
+
         :raises MisalignedRangeError, InvalidRangeError: as the range is
         :raises DoubleFreeError: if any of the pages has no reference (those of views do not count)
         """
@@ -254,7 +257,6 @@ class Memory(Protocol):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
-
 
 
 __all__ = ["AddressSpace", "Block", "Buffer", "Fill", "MappableFile", "Memory"]

@@ -29,7 +29,7 @@ class Allocator:
         self._state = state
         self._reclaimer = reclaimer
         self._write = write
-        self._growing = threading.Lock()
+        self._growing = threading.RLock()  # re-entrant only to know its owner
         self._asking = threading.local()
         # Where the backend's safe default is RESERVED, populating alone does not keep a touch from failing later.
         self._reserves_first = state.backend.info.default_mode is AllocationMode.RESERVED
@@ -61,11 +61,11 @@ class Allocator:
         recycle = request.huge or request.mode in _RECYCLING
         down = request.direction is Direction.DOWN
         wanted = request.length, str(request.kind), request.owner
+        lowest: int | None = None
         while True:
             with state.lock:
                 state.check_locked()
                 table = state.table
-                size = table.size
                 taken = table.allocate(*wanted, down=down, huge=request.huge, source=pages.WASTE) if recycle else None
                 unknown = taken is not None
                 if taken is None:
@@ -75,24 +75,30 @@ class Allocator:
                         state.counters["recycled_bytes"] += request.length
                     state.enter_locked()
                     return taken, unknown or state.exposed
-            self._make_room(request, size)
+                size, busy = table.size, table.size - table.free_bytes()
+            cause = self._grow_or_borrow(request, size)
+            if cause is None:
+                continue
+            # Rounds go on for as long as each leaves less in use than any before: other threads that allocate what we
+            # free, or a hook that takes back what it gave, must not keep this from coming to an end.
+            if lowest is not None and busy >= lowest:
+                raise self._out_of_memory(request, cause) from (cause if isinstance(cause, OSError) else None)
+            lowest = busy
+            if not self._reclaimer.make_room():
+                self._ask(request)
 
-    def _make_room(self, request: AllocationRequest, seen_size: int) -> None:
-        """Make it worthwhile to look again, or raise :class:`OutOfMemory`."""
+    def _grow_or_borrow(self, request: AllocationRequest, seen_size: int) -> OSError | str | None:
+        """Get pages that are not there yet: of the host, or of the other pool. Why not, or ``None``: look again."""
         state = self._state
-        cause: OSError | None = None
+        cause: OSError | str = "max_size"
         try:
             if self._grow(request, seen_size):
-                return
+                return None
         except OSError as error:
             cause = error
         with state.lock:
             state.check_locked()
-            if state.table.borrow(request.length, huge=request.huge):
-                return
-        if self._reclaimer.make_room() or self._ask(request):
-            return
-        raise self._out_of_memory(request, cause) from cause
+            return None if state.table.borrow(request.length, huge=request.huge) else cause
 
     def _ask(self, request: AllocationRequest) -> bool:
         """Ask the user's hook to free something; whether it has."""
@@ -111,7 +117,7 @@ class Allocator:
         self._reclaimer.make_room()
         return True
 
-    def _out_of_memory(self, request: AllocationRequest, cause: OSError | None) -> OutOfMemory:
+    def _out_of_memory(self, request: AllocationRequest, cause: OSError | str) -> OutOfMemory:
         state = self._state
         with state.lock:
             table = state.table
@@ -122,7 +128,7 @@ class Allocator:
                 f"{format_size(table.waste)} waste"
             )
         what = f"cannot allocate {request.length} bytes ({request.kind}, owner {request.owner}, {request.mode})"
-        if cause is not None:
+        if isinstance(cause, OSError):
             return OutOfMemory(f"{what}: the host refused ({cause}); {rest}", requested=request.length)
         return OutOfMemory(
             f"{what} within max_size, {state.max_size} ({format_size(state.max_size)}): {rest}; raise it or free pages",
@@ -139,6 +145,8 @@ class Allocator:
         :raises OSError: the host forbids it
         """
         state = self._state
+        if self._growing._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001 -- a hook of growth allocates
+            return False
         with self._growing:
             with state.lock:
                 state.check_locked()

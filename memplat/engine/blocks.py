@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -58,6 +59,12 @@ class MemoryBlock:
             except MemplatError:
                 self._once.release()
                 raise
+
+    def __del__(self) -> None:
+        # Dropped without close: the reference goes with the block.
+        if self._once.acquire(blocking=False):
+            with contextlib.suppress(MemplatError):
+                self._memory.decref(self._pages)
 
     def __enter__(self) -> Self:
         return self

@@ -174,6 +174,13 @@ class Scanner:
         state.file.probe_method = ""
         extents = state.committed(0, os.fstat(state.file.fd).st_size & -state.file.page_size)
         after = state.storage()
+        if before.total == after.total and after.total - after.overhead - flat.total(extents) > after.overhead_slack:
+            # Something is there that probes by touch do not see: reserved by a peer, or by a hook that failed halfway.
+            end = os.fstat(state.file.fd).st_size & -state.file.page_size
+            more = flat.union(extents, state.probe_reserved([FileRange(0, end)]))
+            after = state.storage()
+            if flat.total(more) + after.overhead <= after.total:  # else the backend could not tell, and named all
+                extents = more
         moved = before.total != after.total
         rest = after.total - after.overhead - flat.total(extents)
         proven = not moved and 0 <= rest <= after.overhead_slack

@@ -8,7 +8,7 @@ from typing import Any
 
 from memplat.engine.arguments import is_int, refuse_range
 from memplat.engine.blocks import MemoryBlock
-from memplat.engine.state import EngineState
+from memplat.engine.state import EngineState, reentrant
 from memplat.errors import ForeignBlockError
 from memplat.ranges import FileRange
 
@@ -61,6 +61,8 @@ class Edge:
     def _held(self, range_: Any, what: str, *, page_aligned: bool) -> Iterator[FileRange]:
         """A call that lets go of the lock while it works on *range_*: nobody gets these pages meanwhile."""
         state = self._state
+        if state.is_interrupted():
+            raise reentrant()
         with state.lock:
             state.check_locked()
             held = self._pages(range_) if page_aligned else self._bytes(range_)

@@ -34,7 +34,7 @@ from memplat.engine.hostio import HostIO
 from memplat.engine.mapping import Mapping
 from memplat.engine.reclaim import Reclaimer
 from memplat.engine.render import dump
-from memplat.engine.state import EngineState, host_error
+from memplat.engine.state import EngineState, host_error, reentrant
 from memplat.errors import InvalidArgumentError, InvalidRangeError
 from memplat.hookspecs import BackendHooks
 from memplat.linux import extents as flat
@@ -100,6 +100,8 @@ class MemoryFile(Edge):
 
     def round_up(self, length: int) -> int:
         """See :meth:`Memory.round_up`."""
+        if self._state.refuse is not None:
+            raise self._state.refuse()
         if not is_int(length) or not 0 < length <= MAX_OFFSET - self.page_size:
             refuse_length(length, self.page_size)
         return align_up(length, self.page_size)
@@ -127,6 +129,8 @@ class MemoryFile(Edge):
         chosen = self._default_mode if mode is None else choose(MODES, mode, "mode")
         way = direction if direction is _UP else choose(DIRECTIONS, direction, "direction")
         state = self._state
+        if state.is_interrupted():
+            raise reentrant()
         if chosen is _UNCOMMITTED and fill is None and not huge and not state.exposed:
             with state.lock:
                 if state.refuse is not None or state.dropped:
@@ -174,6 +178,9 @@ class MemoryFile(Edge):
         """See :meth:`Memory.decref`."""
         state = self._state
         reclaimer = self._reclaimer
+        if state.is_interrupted():
+            state.dropped.append((*self._pages(pages), True))
+            return
         with state.lock:
             if state.refuse is not None or state.dropped:
                 state.check_locked()
@@ -394,6 +401,8 @@ class MemoryFile(Edge):
         state.hooks.memplat_memory_closed(memory=self)
 
     def __enter__(self) -> Self:
+        if self._state.refuse is not None:
+            raise self._state.refuse()
         return self
 
     def __exit__(

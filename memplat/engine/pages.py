@@ -340,6 +340,8 @@ class PageTable:
         for pages in ranges:
             for first, last, value in list(self.segments.runs(pages.start >> shift, pages.end >> shift)):
                 if value[0] == FREE:
+                    if self._has_flags:
+                        self._clear_flags(first, last, keep=NONE)
                     self.segments.assign(first, last, (_WASTE if to_waste else _RELEASING)[value[5]])
                     taken.append(FileRange(first << shift, last << shift))
         nbytes = sum(pages.length for pages in taken)

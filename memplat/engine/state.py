@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final
 from memplat.engine import pages
 from memplat.engine.mapping import Mapping
 from memplat.engine.pages import PageTable
-from memplat.errors import ClosedError, ForkedError, HostError, MemplatError, PluginError
+from memplat.errors import ClosedError, ForkedError, HostError, MemplatError, PluginError, ReentrantCallError
 from memplat.hookspecs import BackendHooks
 from memplat.linux import extents as flat
 from memplat.ranges import FileRange
@@ -39,6 +39,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("memplat")
 
+_COUNTERS: Final = (
+    "allocations",
+    "frees",
+    "recycled_bytes",
+    "reclaimed_bytes",
+    "decommit_calls",
+    "scans",
+    "scan_ns",
+)
 #: Beyond so many entries the log of decommits costs more than the scan that it could save.
 _MAX_LOGGED: Final = 1 << 16
 
@@ -46,6 +55,14 @@ _MAX_LOGGED: Final = 1 << 16
 def closed() -> MemplatError:
     """The error of a memory that was closed."""
     return ClosedError("the memory is closed; open another one")
+
+
+def reentrant() -> MemplatError:
+    """The error of a call that interrupted another one of its own thread."""
+    return ReentrantCallError(
+        "a finalizer, callback or signal handler has interrupted a call of this thread on the same memory; there, only "
+        "decref and dropping views and blocks are possible: leave the rest to the interrupted code"
+    )
 
 
 def forked() -> MemplatError:
@@ -65,7 +82,7 @@ class EngineState:
     :ivar table: guarded by ``lock``
     :ivar changed: notified whenever pages become free, the reclaimer gives up, or an operation ends
     :ivar refuse: makes the error that every call gets; ``None`` while the memory is open
-    :ivar dropped: ranges of views that died and are still to be unpinned
+    :ivar dropped: ranges of views that died and are still to be unpinned; with True, of references to be dropped
     :ivar exposed: somebody may write to free pages: an unpinned view, an address or the descriptor was handed out
     :ivar peers: somebody else may punch or truncate: the descriptor was handed out
     :ivar decommitted: what was decommitted since the scanner last looked, ``None`` if too much to tell
@@ -83,21 +100,27 @@ class EngineState:
         self.mapping = mapping
         self.max_size = mapping.length
         self.table = PageTable(file.page_size)
-        self.lock = threading.Lock()
-        self.changed = threading.Condition(self.lock)
-        self.gate = threading.RLock()
+        self._make_locks()
         self.refuse: Callable[[], MemplatError] | None = None
-        self.dropped: deque[tuple[int, int]] = deque()
+        self.dropped: deque[tuple[int, int, bool]] = deque()
         self.exposed = False
         self.peers = False
         self.decommitted: list[FileRange] | None = None
-        self.counters: Counter[str] = Counter()
+        self.counters: Counter[str] = Counter(dict.fromkeys(_COUNTERS, 0))
         self.wake: Callable[[], None] = lambda: None
         self.memory: weakref.ref[Memory] | None = None
         self._in_flight: Counter[int] = Counter()
         self._finished = threading.Lock()
         self._pid = os.getpid()
         _states[id(self)] = weakref.ref(self)
+
+    def _make_locks(self) -> None:
+        # Never taken twice. It is re-entrant because such a lock knows its owner: a finalizer or a signal handler that
+        # interrupts a call gets an error instead of waiting for itself.
+        self.lock = threading.RLock()
+        self.is_interrupted: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
+        self.changed = threading.Condition(self.lock)
+        self.gate = threading.RLock()
 
     # -- calls and their end ------------------------------------------------------------------------------------------
 
@@ -111,6 +134,8 @@ class EngineState:
     @contextlib.contextmanager
     def locked(self) -> Iterator[PageTable]:
         """The lock, with all that belongs to it; for calls that are not hot."""
+        if self.is_interrupted():
+            raise reentrant()
         with self.lock:
             self.check_locked()
             yield self.table
@@ -120,6 +145,8 @@ class EngineState:
     @contextlib.contextmanager
     def in_flight(self) -> Iterator[None]:
         """A call that lets go of the lock: ``close`` waits for it. To be entered without the lock."""
+        if self.is_interrupted():
+            raise reentrant()
         with self.lock:
             self.check_locked()
             self.enter_locked()
@@ -152,6 +179,8 @@ class EngineState:
 
     def close(self) -> bool:
         """Refuse new calls and wait for those in flight in other threads. False if that was done before."""
+        if self.is_interrupted():
+            raise reentrant()
         with self.lock:
             if self.refuse is closed:
                 return False
@@ -201,9 +230,7 @@ class EngineState:
 
     def after_fork_in_child(self) -> None:
         """This process has only the thread that forked: no lock can be trusted, and nothing here is ours."""
-        self.lock = threading.Lock()
-        self.changed = threading.Condition(self.lock)
-        self.gate = threading.RLock()
+        self._make_locks()
         self.wake = lambda: None
         self._in_flight.clear()
         if self.refuse is None:
@@ -213,11 +240,13 @@ class EngineState:
 
     def view_dropped(self, start: int, end: int) -> None:
         """The last view of the pages has died: in any thread, at any moment, even under the lock."""
-        self.dropped.append((start, end))
+        self.dropped.append((start, end, False))
         self.catch_up()
 
     def catch_up(self) -> None:
         """Unpin the pages of dead views, unless somebody holds the lock: he will."""
+        if self.is_interrupted():
+            return
         while self.dropped and self.lock.acquire(blocking=False):
             try:
                 self.settle_locked()
@@ -225,11 +254,17 @@ class EngineState:
                 self.lock.release()
 
     def settle_locked(self) -> None:
-        """Unpin the pages of dead views."""
+        """Unpin the pages of dead views, and drop the references that finalizers could not."""
         before = self.table.waste
         while self.dropped:
-            start, end = self.dropped.popleft()
-            self.table.unpin(start, end)
+            start, end, is_reference = self.dropped.popleft()
+            if not is_reference:
+                self.table.unpin(start, end)
+                continue
+            try:
+                self.table.decref(start, end)
+            except MemplatError:
+                log.exception("memplat: a finalizer dropped a reference that is not there")
         if self.table.waste != before:
             self.wake()
 
@@ -251,9 +286,13 @@ class EngineState:
         unseen = flat.subtract(flat.intersect(reserved, start, end), extents) if reserved else reserved
         if unseen:
             ranges = [FileRange(low, high) for low, high in zip(unseen[0::2], unseen[1::2], strict=True)]
-            found = self.hooks.memplat_probe_reserved(file=self.file, ranges=ranges)
-            extents = flat.union(extents, self._checked("memplat_probe_reserved", found, start, end))
+            extents = flat.union(extents, self.probe_reserved(ranges))
         return extents
+
+    def probe_reserved(self, ranges: list[FileRange]) -> array[int]:
+        """Which pages of *ranges* cost storage, although nobody may have touched them."""
+        found = self.hooks.memplat_probe_reserved(file=self.file, ranges=ranges)
+        return self._checked("memplat_probe_reserved", found, ranges[0].start, ranges[-1].end)
 
     def _checked(self, hook: str, found: Sequence[int] | None, start: int, end: int) -> array[int]:
         try:

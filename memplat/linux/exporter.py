@@ -50,7 +50,6 @@ _living: dict[int, tuple[int, int, bool, Callable[[], None] | None]] = {}
 _numbers = itertools.count(1)
 
 
-@ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p, ctypes.c_int)
 def _get_buffer(exporter: Any, view: int, flags: int) -> int:
     """bf_getbuffer. -1 for a refusal, without an exception: a callback cannot leave one behind."""
     try:
@@ -62,14 +61,15 @@ def _get_buffer(exporter: Any, view: int, flags: int) -> int:
 
 
 def _make_base() -> type:
-    slots = (_Slot * 2)(_Slot(_PY_BF_GETBUFFER, ctypes.cast(_get_buffer, ctypes.c_void_p).value), _Slot(0, None))
+    callback = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p, ctypes.c_int)(_get_buffer)
+    slots = (_Slot * 2)(_Slot(_PY_BF_GETBUFFER, ctypes.cast(callback, ctypes.c_void_p).value), _Slot(0, None))
     spec = _Spec(b"memplat.linux.exporter.ExporterBase", 0, 0, _TPFLAGS_BASETYPE, slots)
     make = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.POINTER(_Spec), ctypes.py_object)(
         ("PyType_FromSpecWithBases", ctypes.pythonapi)
     )
     made = make(ctypes.byref(spec), (int,))
     assert isinstance(made, type)
-    _keep.append((slots, spec))
+    _keep.append((callback, slots, spec))
     return made
 
 
