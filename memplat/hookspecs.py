@@ -140,7 +140,7 @@ def memplat_probe_committed(file: BackingFile, start: int, end: int) -> Extents 
     disjoint, not touching each other. Committed is what the host spends storage on, in RAM or swapped out, whoever
     caused it. Pages that were reserved and never touched may be left out. Default: SEEK_DATA and SEEK_HOLE.
 
-    The range may reach beyond ``file.size`` where a peer has grown the file, but not beyond its end.
+    The range may reach beyond ``file.size`` where a peer has grown the file, but not beyond the page that it ends in.
 
     Example::
 

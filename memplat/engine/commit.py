@@ -23,7 +23,7 @@ import attrs
 from memplat.engine.accounting import SYSTEM, Attribution, attribute
 from memplat.engine.state import EngineState, host_error
 from memplat.linux import extents as flat
-from memplat.ranges import FileRange
+from memplat.ranges import FileRange, align_up
 from memplat.types import MemoryKind, Storage, Usage
 
 #: Scans that a busy file may spoil before decommits are held up.
@@ -132,7 +132,7 @@ class Scanner:
             state.counters["scans"] += 1
             state.counters[f"scans_{usage.method}"] += 1
             state.counters["scan_ns"] += time.perf_counter_ns() - started
-        return usage
+            return attrs.evolve(usage, counters=self._counters_locked())
 
     def _attempt(self, *, final: bool) -> Usage | None:
         """One probe, charged to the users of the pages. ``None`` if the file was too busy to tell."""
@@ -172,11 +172,11 @@ class Scanner:
         if known is not None and not state.peers and flat.total(known) + before.overhead == before.total:
             return _Finding("known", known, before, proven=True, moved=False)
         state.file.probe_method = ""
-        extents = state.committed(0, os.fstat(state.file.fd).st_size & -state.file.page_size)
+        end = align_up(os.fstat(state.file.fd).st_size, state.file.page_size)
+        extents = state.committed(0, end)
         after = state.storage()
         if before.total == after.total and after.total - after.overhead - flat.total(extents) > after.overhead_slack:
             # Something is there that probes by touch do not see: reserved by a peer, or by a hook that failed halfway.
-            end = os.fstat(state.file.fd).st_size & -state.file.page_size
             more = flat.union(extents, state.probe_reserved([FileRange(0, end)]))
             after = state.storage()
             if flat.total(more) + after.overhead <= after.total:  # else the backend could not tell, and named all
@@ -238,17 +238,18 @@ class Scanner:
         allocated = {str(kind): 0 for kind in MemoryKind}
         for (kind, _), nbytes in table.allocated.items():
             allocated[kind] += nbytes
-        counters = dict(state.counters)
-        counters["allocations"] = table.allocations
-        counters["frees"] = table.frees
         return {
             "allocated": allocated,
             "file_size": table.size,
             "free": table.free_bytes(),
             "largest_free": table.largest_free(),
             "peak_committed": self._peak,
-            "counters": counters,
+            "counters": self._counters_locked(),
         }
+
+    def _counters_locked(self) -> dict[str, int]:
+        state = self._state
+        return {**state.counters, "allocations": state.table.allocations, "frees": state.table.frees}
 
 
 def _extents_of(ranges: list[FileRange]) -> array[int]:

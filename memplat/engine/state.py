@@ -31,7 +31,7 @@ from memplat.engine.pages import PageTable
 from memplat.errors import ClosedError, ForkedError, HostError, MemplatError, PluginError, ReentrantCallError
 from memplat.hookspecs import BackendHooks
 from memplat.linux import extents as flat
-from memplat.ranges import FileRange
+from memplat.ranges import FileRange, align_up
 from memplat.types import BackingFile, EngineOptions, SelectedBackend, Storage
 
 if TYPE_CHECKING:
@@ -299,6 +299,8 @@ class EngineState:
             extents = found if isinstance(found, array) and found.typecode == "q" else array("q", found or ())
         except (TypeError, OverflowError) as error:
             raise self.broken(hook, f"returned {found!r}, which is no flat array of offsets") from error
+        if extents and extents[-1] % self.file.page_size and extents[-1] == os.fstat(self.file.fd).st_size <= end:
+            extents[-1] = align_up(extents[-1], self.file.page_size)  # a peer has left the file with a ragged end
         fault = flat.validate(extents, start, end, self.file.page_size)
         if fault:
             raise self.broken(hook, f"returned extents of [{start}, {end}) that are wrong: {fault}")
