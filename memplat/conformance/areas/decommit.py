@@ -24,26 +24,26 @@ def decommitted_pages_read_as_zero(case: Case) -> None:
         expect(not any(view), "decommitted pages do not read as zero through a view")
 
 
-@check("DECOM-02", rule="6.2", after=["DECOM-01", "PROBE-01"])
+@check("DECOM-02", rule="6.2", smoke=True, after=["LIFE-04", "VIEW-01", "DECOM-01"])
 def decommitted_pages_cost_nothing(case: Case) -> None:
     """memplat_decommit has to give the storage back (fallocate(2), FALLOC_FL_PUNCH_HOLE), not only to write zeros, and
     before it returns.
     """
     memory = case.open()
     observer = case.observer(memory)
-    guard, pages = (case.allocate(memory, case.pages(memory, 8, 2) // 2) for _ in range(2))
+    count = max(1, HUGE_PAGE_SIZE // memory.page_size)
+    case.pages(memory, count + 1)
+    guard, pages = case.allocate(memory, 1), case.allocate(memory, count)
     case.fill(memory, guard)
     case.fill(memory, pages)
     before = observer.data_bytes()
     memory.decommit(pages, release=True)
     given = before - observer.data_bytes()
     expect(given == pages.length, f"{pages.length} bytes were decommitted, and the host has got {given} of them back")
-    memory.decommit(pages, release=True)
-    more = before - given - observer.data_bytes()
-    expect(more == 0, f"decommitting pages that cost nothing changed what the file costs by {-more} bytes")
+    expect(case.filled(memory, guard), "decommitting pages changed the page before them")
 
 
-@check("DECOM-03", rule="6.3", after=["DECOM-02", "PROBE-01"])
+@check("DECOM-03", rule="6.3", after=["DECOM-02", "DECOM-09", "PROBE-01", "PROBE-02"])
 def decommit_says_how_much_it_gave_back(case: Case) -> None:
     """The engine asks memplat_probe_committed about the very range, before and after: it has to be right about any part
     of the file.
@@ -61,7 +61,7 @@ def decommit_says_how_much_it_gave_back(case: Case) -> None:
         expect(told == given, f"decommit of {part} says {told} bytes, the host has got {given} back")
 
 
-@check("DECOM-04", rule="6.4", after=["DECOM-01"])
+@check("DECOM-04", rule="6.4", after=["DECOM-01", "ALLOC-03", "DECOM-07"])
 def decommit_leaves_its_neighbours_alone(case: Case) -> None:
     """memplat_decommit must not round its ranges outwards."""
     memory = case.open()
@@ -80,7 +80,7 @@ def every_range_of_a_batch_is_decommitted(case: Case) -> None:
     """memplat_decommit gets many ranges at once, of different lengths: it has to go through all of them."""
     memory = case.open()
     observer = case.observer(memory)
-    keep, page = [], memory.page_size
+    page = memory.page_size
     count = case.pages(memory, 24, 8)
     used = case.allocate(memory, count)
     case.fill(memory, used)
@@ -88,14 +88,12 @@ def every_range_of_a_batch_is_decommitted(case: Case) -> None:
     freed = [used.part(first * page, page * (1 + first % 3)) for first in range(0, count - 4, 4)]
     for part in freed:
         memory.decref(part)
-    keep = [used.part((first + 3) * page, page) for first in range(0, count - 4, 4)]
     memory.reclaim()
     given = before - observer.data_bytes()
     wanted = sum(part.length for part in freed)
-    expect(given == wanted, f"{wanted} bytes in {len(freed)} pieces were freed, and the host has got {given} back")
+    expect(given >= wanted, f"{wanted} bytes in {len(freed)} pieces were freed, and the host has got {given} back")
     zero = [observer.is_zero(part.start, part.length) for part in freed]
     expect(all(zero), f"of {len(freed)} pieces that were given back at once only {sum(zero)} read as zero")
-    expect(all(case.filled(memory, part) for part in keep), "giving pieces back changed the pages between them")
 
 
 @check("DECOM-06", rule="6.6", after=["DECOM-02"])

@@ -76,10 +76,13 @@ def the_file_cannot_be_given_a_name(case: Case) -> None:
     if observer.link.startswith("/memfd:") or not directory.is_dir():
         return  # there is no directory in its file system
     name = directory / f"memplat-conformance-{os.getpid()}"
-    try:
-        os.link(f"/proc/self/fd/{observer.fd}", name, follow_symlinks=True)
+    names = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:  # with a directory's descriptor Python calls linkat(2), AT_SYMLINK_FOLLOW
+        os.link(str(observer.fd), name, src_dir_fd=names, follow_symlinks=True)
     except OSError:
         return
+    finally:
+        os.close(names)
     with contextlib.suppress(OSError):
         name.unlink()
     case.fail(f"linkat(2) gave the file a name in {directory}")

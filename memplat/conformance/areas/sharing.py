@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
 from memplat.conformance.case import Case
 from memplat.conformance.registry import check
 from memplat.conformance.verdict import expect
 from memplat.types import Capability
 
+_PAGES: Final = 300
 
-@check("SHARE-01", rule="12.1", needs=Capability.SHARE, after=["VIEW-01"])
+
+@check("SHARE-01", rule="12.1", needs=Capability.SHARE, after=["VIEW-01", "VIEW-02"])
 def another_process_sees_the_pages_and_writes_to_them(case: Case) -> None:
     """The capability ``share`` says that the descriptor can be passed on and mapped, for reading and writing."""
     memory = case.open()
-    pages = case.allocate(memory, 2)
-    case.fill(memory, pages)
+    page = memory.page_size
+    pages = case.allocate(memory, case.pages(memory, _PAGES, 2))
+    first, last = pages.part(0, page), pages.part(pages.length - page, page)
     theirs = case.share(memory)
-    try:
-        seen = theirs.peek(pages.start, pages.length)
-        theirs.poke(pages.start + memory.page_size, memory.page_size, "from another process ")
-    except OSError as error:
-        case.fail(f"another process cannot map the file: {error}")
-    mine = case.observer(memory).read(pages.start, 32)
-    expect(seen == mine, f"the file begins with {mine!r}, another process sees {seen!r}")
-    with memory.view(pages) as view:
-        got = bytes(view[memory.page_size : memory.page_size + 12])
-    expect(got == b"from another", f"another process wrote b'from another', the view shows {got!r}")
+    for one in (first, last):
+        case.fill(memory, one)
+        with memory.view(one) as view:
+            mine = bytes(view[:32])
+            try:
+                seen = theirs.peek(one.start, page)
+                theirs.poke(one.start, page, "from another process ")
+            except OSError as error:
+                case.fail(f"another process cannot map the file: {error}")
+            got = bytes(view[:12])
+        expect(seen == mine, f"{one} begins with {mine!r}, another process sees {seen!r}")
+        expect(got == b"from another", f"another process wrote b'from another' to {one}, the view shows {got!r}")
     theirs.drop()
 
 
-@check("SHARE-02", rule="12.2", needs=Capability.SHARE, after=["SHARE-01", "GROW-01"])
+@check("SHARE-02", rule="12.2", needs=Capability.SHARE, after=["SHARE-01", "GROW-01", "VIEW-02", "VIEW-04"])
 def a_descriptor_that_was_passed_on_stays_good_when_the_file_grows(case: Case) -> None:
     """memplat_grow must not replace the file: whoever has the descriptor would be cut off."""
     memory = case.open()
