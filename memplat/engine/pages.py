@@ -266,34 +266,49 @@ class PageTable:
         shift, segments = self._shift, self.segments
         taken: list[FileRange] = []
         waste = 0
-        for pool in (SMALL, HUGE):
+        for pool, releasable in ((SMALL, self._releasable_small()), (HUGE, self._releasable_huge())):
             joined: list[tuple[int, int]] = []
-            for start, run_end in self._releasable(pool):
+            for start, run_end in releasable:
                 if waste >= max_bytes:
                     break
                 end = min(run_end, start + self._in_pool_units(max_bytes - waste, pool))
-                waste += (end - start) << shift
+                waste += (end - start) << shift if pool == SMALL else self._waste_within(start, end)
                 if joined and self._is_joinable(joined[-1][1], start, pool):
                     joined[-1] = joined[-1][0], end
                 else:
                     joined.append((start, end))
             for start, end in joined:
                 segments.assign(start, end, _RELEASING[pool])
-                taken.append(FileRange(start << shift, end << shift))
+                taken.append(_file_range(FileRange, (start << shift, end << shift)))
                 self.releasing += (end - start) << shift
         self.waste -= waste
         self.changes += bool(taken)
         return taken
 
-    def _releasable(self, pool: int) -> Iterator[tuple[int, int]]:
-        if pool == SMALL:
-            yield from self.segments.indexed_runs(_WASTE[SMALL])
-            return
+    def _releasable_small(self) -> Iterator[tuple[int, int]]:
+        return self.segments.indexed_runs(_WASTE[SMALL])
+
+    def _releasable_huge(self) -> Iterator[tuple[int, int]]:
+        """Whole huge pages of waste, or of waste and free pages: nobody uses any part of them."""
         unit = self.huge_unit >> self._shift
-        for start, end in self.segments.indexed_runs(_WASTE[HUGE], unit):
-            first, last = -(-start // unit) * unit, end // unit * unit
+        done = 0
+        for start, end in self.segments.indexed_runs(_WASTE[HUGE]):
+            first = max(done, start // unit * unit)
+            last = min(-(-end // unit) * unit, self.segments.size)
+            if first < start and not self._is_idle(first, min(first + unit, last)):
+                first += unit
+            if last > end and last > first and not self._is_idle((last - 1) // unit * unit, last):
+                last = (last - 1) // unit * unit
             if last > first:
+                done = last
                 yield first, last
+
+    def _is_idle(self, start: int, end: int) -> bool:
+        return all(value[0] in (FREE, WASTE) for _, _, value in self.segments.runs(start, end))
+
+    def _waste_within(self, start: int, end: int) -> int:
+        runs = self.segments.runs(start, end)
+        return sum(last - first for first, last, value in runs if value[0] == WASTE) << self._shift
 
     def _in_pool_units(self, nbytes: int, pool: int) -> int:
         unit = self.huge_unit if pool == HUGE else self.page_size
@@ -308,11 +323,9 @@ class PageTable:
 
     def has_releasable_waste(self) -> bool:
         """Whether :meth:`take_waste` would return anything."""
-        return self.waste > 0 and next(iter(self._all_releasable()), None) is not None
-
-    def _all_releasable(self) -> Iterator[tuple[int, int]]:
-        yield from self._releasable(SMALL)
-        yield from self._releasable(HUGE)
+        return self.waste > 0 and (
+            next(self._releasable_small(), None) is not None or next(self._releasable_huge(), None) is not None
+        )
 
     def release(self, ranges: list[FileRange]) -> None:
         """Turn releasing pages, or parts of such ranges, into free ones; they are zero now."""

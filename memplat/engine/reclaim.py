@@ -53,6 +53,7 @@ class Reclaimer:
         self.wake_at = self._first_wake
         self._gave_up = False
         self._warned = False
+        self._failing = False
         state.wake = self.wake_locked
 
     # -- the thread ---------------------------------------------------------------------------------------------------
@@ -100,8 +101,12 @@ class Reclaimer:
                 self.reclaim_all(retry=True)
             except Exception:
                 # Nobody is there to be told; the waste stays, and is counted.
-                log.exception("memplat: the reclaimer failed")
+                if not self._failing:
+                    log.exception("memplat: the reclaimer failed, and goes on trying without a further word")
+                self._failing = True
                 self._give_up()
+            else:
+                self._failing = False
 
     def _rest(self, delay: float) -> bool:
         """Let recycling win, unless there is a hurry. False: told to stop."""

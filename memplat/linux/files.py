@@ -237,8 +237,11 @@ def _walk(fd: int, start: int, end: int) -> array[int]:
             if _libc.last_errno() == errno.ENXIO:  # truncated between the two calls
                 break
             raise _libc.error("lseek(SEEK_HOLE)")
-        append(data)
-        append(min(end, hole))
+        if data == position and found:  # what was a hole a moment ago was touched: no extent of its own
+            found[-1] = min(end, hole)
+        else:
+            append(data)
+            append(min(end, hole))
         # Where extents are short the GIL is kept: handing it over 131,072 times takes minutes beside a busy thread.
         seek = _lseek_held if hole - position <= _SEEK_HELD_BYTES else _lseek_released
         position = hole
