@@ -140,7 +140,8 @@ def test_an_oracle_that_is_asked_about_something_simple_answers_rightly() -> Non
         mapping.touch_write(20 * PAGE, b"q")
         assert observer.committed_pages() == {3, 9, 20, 100, 101}
         assert observer.data_pages() == {3, 9, 20}
-        assert mapping.touched() == {9, 20}
+        assert mapping.touched() >= {9, 20}, "and resident neighbours, which the kernel maps along with a fault"
+        assert mapping.touched() <= {3, 9, 20}
         assert observer.read(50 * PAGE, PAGE) == bytes(PAGE)
         observer.punch(9 * PAGE, PAGE)
         assert observer.committed_pages() == {3, 20, 100, 101}
@@ -259,7 +260,7 @@ def test_pages_touched_through_a_second_mapping_of_this_process(
         else:
             mapping.touch_read(page * PAGE)
         scene.model.touch(page * PAGE, (page + 1) * PAGE)
-    assert mapping.touched() == set(pages)
+    assert mapping.touched() >= set(pages)
     scene.verify()
     mapping.close()
     scene.verify()

@@ -146,11 +146,11 @@ def test_the_reclaimer_starts_with_the_first_waste_and_not_before(open_memory: O
     before = tasks()
     memory = open_memory(reclaim="background")
     pages = memory.allocate(PAGE)
-    assert tasks() == before
+    assert tasks() <= before
     memory.decref(pages)
     assert memory.wait_reclaimed(timeout=60)
     memory.close()
-    assert tasks() == before
+    assert tasks() <= before
 
 
 def test_waiting_without_waste_returns_at_once(open_memory: Opener) -> None:

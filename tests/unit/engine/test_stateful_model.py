@@ -117,6 +117,8 @@ class MemoryMachine(RuleBasedStateMachine):
                 self.model.unpin(*covered)
         self.views.clear()
         assert not self.model.pages
+        if self.observer.size > self.memory.total_size():  # what peers put beyond our size is theirs to take back
+            self.observer.punch(self.memory.total_size(), self.observer.size - self.memory.total_size())
         self.memory.update_usage()
         self.memory.reclaim()
         assert self.memory.wait_reclaimed(timeout=60)
@@ -180,7 +182,7 @@ class MemoryMachine(RuleBasedStateMachine):
         source = io.BytesIO(content) if fill == "reader" and content is not None else content
         options: dict[str, Any] = {"kind": kind, "owner": owner, "mode": mode, "direction": direction}
         free = self.free_pages() if self.manual else None
-        size = self.memory.total_size()
+        clean = max(self.memory.total_size(), self.observer.size)  # what a peer has grown may come in as waste
         room = self.fits(count)
         try:
             if block:
@@ -197,7 +199,7 @@ class MemoryMachine(RuleBasedStateMachine):
         assert pages.start % (HUGE if count * PAGE >= HUGE else PAGE) == 0
         assert pages.end <= self.memory.total_size()
         if free is not None and mode == "uncommitted" and not huge and not self.huge_was_used:
-            self.check_first_fit(pages, direction, free, size)
+            self.check_first_fit(pages, direction, free, clean)
         self.huge_was_used |= huge
         committed = {"uncommitted": False, "will_commit": None, "reserved": True, "committed": True}[mode]
         if self.keep or huge or self.huge_was_used:
@@ -232,10 +234,10 @@ class MemoryMachine(RuleBasedStateMachine):
             offset = info.pages.end
         return found
 
-    def check_first_fit(self, pages: FileRange, direction: str, free: set[int], size: int) -> None:
+    def check_first_fit(self, pages: FileRange, direction: str, free: set[int], clean: int) -> None:
         count = (pages.end - pages.start) // PAGE
         now = self.memory.total_size()
-        free = free | set(range(size // PAGE, now // PAGE))
+        free = free | set(range(-(-clean // PAGE), now // PAGE))
         step = HUGE // PAGE if count * PAGE >= HUGE else 1
         starts = range(0, now // PAGE - count + 1, step)
         for first in starts if direction == "up" else reversed(starts):

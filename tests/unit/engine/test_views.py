@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 
 import memplat
 from memplat import FileRange
+from memplat.errors import ReentrantCallError
 from memplat.memory import Memory
 from tests.oracle import PAGE, Observer, mappings_of
 from tests.unit.engine.helpers import MIB, allocated, check, close_with_leftovers, committed, part, together, within, write_all
@@ -376,22 +378,21 @@ def test_views_dropped_by_the_collector_in_the_middle_of_engine_calls_do_no_harm
     assert allocated(memory) == 0
 
 
-def test_a_finaliser_may_use_the_memory_wherever_the_collector_runs_it(open_memory: Opener) -> None:
-    """An object that owns pages and lets them go in ``__del__`` is the natural way to use the library; the collector
-    runs such a method in the middle of any call of any thread, those of the engine included."""
+def test_a_finaliser_may_let_its_pages_go_wherever_the_collector_runs_it(open_memory: Opener) -> None:
+    """An object that owns pages and drops them in ``__del__`` is the natural way to use the library; the collector runs
+    such a method in the middle of any call of any thread, those of the engine included."""
     memory = open_memory(reclaim="background", reclaim_delay=0)
-    shared = memory.allocate(4 * PAGE, fill=b"shared")
-    done: list[int] = []
 
     class Owner:
         def __init__(self) -> None:
             self.pages = memory.allocate(PAGE)
+            self.block = memory.block(PAGE)
+            self.view = memory.view(self.pages)
             self.cycle = self
 
         def __del__(self) -> None:
             memory.decref(self.pages)
-            with memory.view(shared) as view:
-                done.append(view[0])
+            self.block.close()
 
     def churn() -> None:
         for turn in range(100):
@@ -403,23 +404,30 @@ def test_a_finaliser_may_use_the_memory_wherever_the_collector_runs_it(open_memo
     with eager_collector():
         together(churn, churn)
     gc.collect()
-    assert len(done) == 200
     check(memory)
-    assert allocated(memory) == 4 * PAGE
+    assert allocated(memory) == 0
+    assert within(lambda: memory.wait_reclaimed(timeout=60)) is True
+    assert memory.total_usage() == 0
 
 
-def test_a_view_can_be_opened_from_a_weak_reference_callback(open_memory: Opener) -> None:
+def test_a_callback_that_interrupts_a_call_of_its_own_thread_is_refused_and_served_otherwise(
+    open_memory: Opener,
+) -> None:
     memory = open_memory()
     shared = memory.allocate(PAGE, fill=b"s")
     seen: list[int] = []
+    refused: list[ReentrantCallError] = []
 
     class Token:
         def __init__(self) -> None:
             self.cycle = self
 
     def callback(_: object) -> None:
-        with memory.view(shared) as view:
-            seen.append(view[0])
+        try:
+            with memory.view(shared) as view:
+                seen.append(view[0])
+        except ReentrantCallError as error:
+            refused.append(error)
 
     references: list[weakref.ref[Token]] = []
 
@@ -432,9 +440,42 @@ def test_a_view_can_be_opened_from_a_weak_reference_callback(open_memory: Opener
     with eager_collector():
         together(churn, churn)
     gc.collect()
-    assert seen == [ord("s")] * 200
+    assert len(seen) + len(refused) == 200
+    assert set(seen) == {ord("s")}
     assert memory.inspect(shared.start).views == 0
+    assert allocated(memory) == PAGE
     check(memory)
+
+
+def test_a_signal_handler_that_interrupts_a_call_may_drop_references_and_is_refused_the_rest(memory: Memory) -> None:
+    dropped: list[FileRange] = []
+    refused: list[ReentrantCallError] = []
+    spare = [memory.allocate(PAGE) for _ in range(200)]
+
+    def handler(*_: object) -> None:
+        if spare:
+            dropped.append(spare.pop())
+            memory.decref(dropped[-1])
+        try:
+            memory.usage()
+        except ReentrantCallError as error:
+            refused.append(error)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+        while spare:
+            pages = memory.allocate(3 * PAGE)
+            memory.incref(part(pages, 1))
+            memory.decref(pages)
+            memory.decref(part(pages, 1))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    check(memory)
+    assert allocated(memory) == 0
+    memory.reclaim()
+    assert memory.total_usage() == 0
 
 
 def test_views_dropped_by_other_threads_while_memory_is_closed(open_memory: Opener) -> None:
