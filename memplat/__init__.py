@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         NotAllocatedError,
         OutOfMemory,
         PluginError,
-        ReadOnlyError,
+        ReentrantCallError,
         ReferenceOverflowError,
         UnknownBackendError,
     )
@@ -94,8 +94,8 @@ __all__ = [
     "PageInfo",
     "PageState",
     "PluginError",
-    "ReadOnlyError",
     "ReclaimMode",
+    "ReentrantCallError",
     "ReferenceOverflowError",
     "SelectedBackend",
     "Storage",

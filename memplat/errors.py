@@ -69,10 +69,6 @@ class ReentrantCallError(MemplatError, RuntimeError):
     """
 
 
-class ReadOnlyError(MemplatError, TypeError):
-    """Writing was asked for where only reading is allowed."""
-
-
 class OutOfMemory(MemplatError, MemoryError):  # noqa: N818 -- the contract's name, after MemoryError
     """The request cannot be met: by ``max_size``, by an owner's limit, or by the host.
 
@@ -164,7 +160,6 @@ __all__ = [
     "NotAllocatedError",
     "OutOfMemory",
     "PluginError",
-    "ReadOnlyError",
     "ReentrantCallError",
     "ReferenceOverflowError",
     "UnknownBackendError",
