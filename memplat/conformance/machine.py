@@ -64,7 +64,12 @@ class _Machine(RuleBasedStateMachine):
 
     # -- operations ---------------------------------------------------------------------------------------------------
 
-    @rule(count=st.sampled_from([4, 1, 2, 3, 5, 6]), owner=st.integers(0, 3), mode=st.sampled_from(AllocationMode), down=st.booleans())
+    @rule(
+        count=st.sampled_from([4, 1, 2, 3, 5, 6]),
+        owner=st.integers(0, 3),
+        mode=st.sampled_from(AllocationMode),
+        down=st.booleans(),
+    )
     def allocate(self, count: int, owner: int, mode: AllocationMode, down: bool) -> None:
         """New pages: nobody's before, and zero."""
         if len(self._pages) + count > self._room:

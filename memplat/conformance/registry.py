@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import attrs
@@ -85,7 +85,7 @@ def check(
     needs: Capability | None = None,
     since: int = 1,
     smoke: bool = False,
-    after: Iterable[str] = (),
+    after: str = "",
     forms: str | None = None,
     seconds: float = 60.0,
 ) -> Callable[[_Function], _Function]:
@@ -115,7 +115,7 @@ def check(
             needs=needs,
             since=since,
             smoke=smoke,
-            after=tuple(after),
+            after=tuple(after.split()),
             forms=forms,
             seconds=seconds,
         )

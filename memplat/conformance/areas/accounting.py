@@ -15,7 +15,7 @@ _METADATA: Final = 17 * 4 * KIB
 _KINDS: Final = ("anonymous", "page_cache", "tmpfs")
 
 
-@check("ACCT-01", rule="9.1", smoke=True, after=["LIFE-04"], forms="memplat_storage")
+@check("ACCT-01", rule="9.1", smoke=True, after="LIFE-04", forms="memplat_storage")
 def total_usage_is_what_fstat_says(case: Case) -> None:
     """memplat_storage has to return what the host spends on the file: st_blocks of fstat(2), and the truth where that
     is not all.
@@ -29,7 +29,7 @@ def total_usage_is_what_fstat_says(case: Case) -> None:
         expect(told == spent, f"total_usage() is {told}, fstat says {spent}")
 
 
-@check("ACCT-02", rule="9.2", after=["ACCT-01", "PROBE-01", "PROBE-02"])
+@check("ACCT-02", rule="9.2", after="ACCT-01 PROBE-01 PROBE-02")
 def the_parts_add_up_to_the_whole(case: Case) -> None:
     """Storage.overhead is the file system's metadata and nothing else: worked out, not the rest that is left over when
     the probe's extents are subtracted.
@@ -53,7 +53,7 @@ def the_parts_add_up_to_the_whole(case: Case) -> None:
     )
 
 
-@check("ACCT-03", rule="9.3", after=["ACCT-01", "ACCT-02", "PROBE-01", "PROBE-02", "PROBE-10"])
+@check("ACCT-03", rule="9.3", after="ACCT-01 ACCT-02 PROBE-01 PROBE-02 PROBE-10")
 def the_figures_of_a_quiet_file_are_exact(case: Case) -> None:
     """What memplat_probe_committed and memplat_storage say has to agree: the extents, and Storage.overhead, are
     Storage.total. Nobody touches the file meanwhile.
@@ -68,7 +68,7 @@ def the_figures_of_a_quiet_file_are_exact(case: Case) -> None:
         memory.fileno()  # from now on the engine takes nothing for granted
 
 
-@check("ACCT-04", rule="9.4", after=["PROBE-01", "PROBE-02", "PROBE-05", "ACCT-02"])
+@check("ACCT-04", rule="9.4", after="PROBE-01 PROBE-02 PROBE-05 ACCT-02")
 def committed_bytes_are_charged_to_kind_and_owner(case: Case) -> None:
     """Page by page: what memplat_probe_committed reports has to be exact to the page, in any mixture."""
     memory = case.open()
@@ -95,7 +95,7 @@ def committed_bytes_are_charged_to_kind_and_owner(case: Case) -> None:
     expect(got == wanted, f"committed bytes by owner and kind are {got}, counted page by page they are {wanted}")
 
 
-@check("ACCT-05", rule="9.5", after=["DECOM-02", "DECOM-05", "DECOM-06", "DECOM-09", "ACCT-01"])
+@check("ACCT-05", rule="9.5", after="DECOM-02 DECOM-05 DECOM-06 DECOM-09 ACCT-01")
 def nothing_is_left_when_everything_was_freed(case: Case) -> None:
     """Every page has to be given back, the first and the last of the file, too."""
     memory = case.open()

@@ -17,7 +17,7 @@ from memplat.types import AllocationMode, Capability
 _HUGE_FIELDS: Final = ("ShmemPmdMapped", "FilePmdMapped", "Shared_Hugetlb", "Private_Hugetlb")
 
 
-@check("ALLOC-01", rule="2.1", smoke=True, after=["LIFE-03", "LIFE-04", "VIEW-01", "DECOM-01", "DECOM-02"])
+@check("ALLOC-01", rule="2.1", smoke=True, after="LIFE-03 LIFE-04 VIEW-01 DECOM-01 DECOM-02")
 def the_page_size_is_what_the_host_gives_and_takes_back(case: Case) -> None:
     """BackingFile.page_size has to be the unit in which the host commits and decommits: the page of the processor on
     shmem, the huge page on hugetlbfs, the block of a file system whose blocks are larger than a page.
@@ -37,7 +37,7 @@ def the_page_size_is_what_the_host_gives_and_takes_back(case: Case) -> None:
     expect(case.filled(memory, second), "decommitting a page changed the page behind it: the page size is too small")
 
 
-@check("ALLOC-02", rule="2.2", after=["LIFE-03", "GROW-02"])
+@check("ALLOC-02", rule="2.2", after="LIFE-03 GROW-02")
 def an_uncommitted_page_costs_nothing_until_it_is_touched(case: Case) -> None:
     """memplat_mapped must not populate what it advises, and memplat_grow must not allocate what it adds."""
     memory = case.open()
@@ -49,7 +49,7 @@ def an_uncommitted_page_costs_nothing_until_it_is_touched(case: Case) -> None:
     expect(spent == 0, f"reading uncommitted pages by system call committed {spent} bytes")
 
 
-@check("ALLOC-03", rule="2.3", after=["VIEW-01", "DECOM-02", "DECOM-07"])
+@check("ALLOC-03", rule="2.3", after="VIEW-01 DECOM-02 DECOM-07")
 def a_committed_page_is_there_and_stays_there(case: Case) -> None:
     """Pages of mode COMMITTED are in the file when allocate returns. What was given back before must not be taken away
     again later: memplat_decommit is done when it returns.
@@ -72,7 +72,7 @@ def a_committed_page_is_there_and_stays_there(case: Case) -> None:
     expect(case.filled(memory, again, 1), "committed pages lost their content, though nobody freed or decommitted them")
 
 
-@check("ALLOC-04", rule="2.4", needs=Capability.HUGE_PAGES, after=["ALLOC-03"])
+@check("ALLOC-04", rule="2.4", needs=Capability.HUGE_PAGES, after="ALLOC-03")
 def huge_pages_are_huge(case: Case) -> None:
     """The capability ``huge_pages`` says that the host really uses pages larger than the processor's base page, as
     /proc/self/smaps shows. Do not declare it where that depends on the options or on luck.

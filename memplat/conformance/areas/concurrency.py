@@ -20,7 +20,7 @@ _SCANS: Final = 25
 _SWITCH_SECONDS: Final = 0.0002
 
 
-@check("CONC-01", rule="14.1", after=["REF-01", "ZERO-02", "DECOM-01", "DECOM-04"])
+@check("CONC-01", rule="14.1", after="REF-01 ZERO-02 DECOM-01 DECOM-04")
 def pages_can_be_written_while_their_neighbours_are_given_back(case: Case) -> None:
     """memplat_decommit must not touch what is beside its ranges, not even for a moment: copying a block, punching it
     and writing the rest back loses what others write meanwhile.
@@ -34,13 +34,13 @@ def pages_can_be_written_while_their_neighbours_are_given_back(case: Case) -> No
 
     def write(own: FileRange) -> None:
         with memory.view(own) as view:
-            number = 0
+            number = view[0] = view[-1] = 0
             while not done.is_set():
-                number = (number + 1) % 251
-                view[0] = view[-1] = number
                 seen = view[0], view[-1]
                 if seen != (number, number):
                     raise CheckFailedError(f"wrote {number} to {own} and read {seen}, while pages beside it were freed")
+                number = (number + 1) % 251
+                view[0] = view[-1] = number
 
     def churn() -> None:
         try:
@@ -58,7 +58,7 @@ def pages_can_be_written_while_their_neighbours_are_given_back(case: Case) -> No
     _together(lambda: write(pages.part(0, page)), lambda: write(pages.part(2 * page, page)), churn)
 
 
-@check("CONC-02", rule="14.2", after=["PROBE-01", "PROBE-02", "PROBE-08", "DECOM-03", "ACCT-02"])
+@check("CONC-02", rule="14.2", after="PROBE-01 PROBE-02 PROBE-08 DECOM-03 ACCT-02")
 def probes_and_decommits_run_at_the_same_time(case: Case) -> None:
     """Hooks must not share buffers or positions between calls: two of them may run at once."""
     memory = case.open()

@@ -23,7 +23,7 @@ _MOST: Final = 512 * MIB
 _SCARCE: Final = 12 * MIB
 
 
-@check("EXH-01", rule="11.1", needs=Capability.RESERVE, after=["LIFE-04"], forms="memplat_reserve")
+@check("EXH-01", rule="11.1", needs=Capability.RESERVE, after="LIFE-04 GROW-02", forms="memplat_reserve")
 def reserved_pages_are_held_when_allocate_returns(case: Case) -> None:
     """memplat_reserve has to allocate the storage (fallocate(2), or a hugetlb reservation), not only to look whether
     there is enough.
@@ -46,7 +46,7 @@ def _missing(wanted: int, held: int) -> str:
     return f"{wanted} bytes were reserved, and the host holds {held} of them"
 
 
-@check("EXH-02", rule="11.2", needs=Capability.RESERVE, after=["EXH-01"])
+@check("EXH-02", rule="11.2", needs=Capability.RESERVE, after="EXH-01")
 def an_exhausted_host_is_out_of_memory_and_never_a_signal(case: Case) -> None:
     """memplat_reserve has to raise OSError (ENOSPC, ENOMEM) when the host has no more; whatever it promised before can
     be touched.
@@ -59,7 +59,7 @@ def an_exhausted_host_is_out_of_memory_and_never_a_signal(case: Case) -> None:
     expect(not lost, f"of {len(pieces)} reserved ranges {len(lost)} do not hold what was written: {lost[:4]}")
 
 
-@check("EXH-03", rule="11.3", needs=Capability.RESERVE, after=["EXH-01", "EXH-02"])
+@check("EXH-03", rule="11.3", needs=Capability.RESERVE, after="EXH-01 EXH-02")
 def a_reservation_that_fails_leaves_nothing_reserved(case: Case) -> None:
     """Some file systems keep the part that was done when fallocate(2) fails: memplat_reserve has to give it back."""
     memory = _open_on_scarce_host(case)
@@ -76,7 +76,7 @@ def a_reservation_that_fails_leaves_nothing_reserved(case: Case) -> None:
     case.fail(f"more was reserved than the host has: {free + 4 * MIB} of {free} bytes")
 
 
-@check("EXH-04", rule="11.4", needs=Capability.RESERVE, after=["EXH-02", "EXH-03", "DECOM-02"])
+@check("EXH-04", rule="11.4", needs=Capability.RESERVE, after="EXH-02 EXH-03 DECOM-02")
 def what_was_freed_can_be_reserved_again(case: Case) -> None:
     """After something was given back there is room again: memplat_reserve has to ask the host, and not to keep a tally
     of its own.
@@ -97,7 +97,7 @@ def what_was_freed_can_be_reserved_again(case: Case) -> None:
     )
 
 
-@check("EXH-05", rule="11.5", needs=Capability.RESERVE, after=["EXH-01", "EXH-02"])
+@check("EXH-05", rule="11.5", needs=Capability.RESERVE, after="EXH-01 EXH-02")
 def reserved_pages_can_be_touched_when_the_host_fills_up_later(case: Case) -> None:
     """Room that was there when the pages were reserved may be gone when they are touched: it has to be taken
     at once.

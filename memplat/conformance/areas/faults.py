@@ -24,7 +24,7 @@ _INTERRUPTED_BYTES: Final = 64 * MIB
 _ALLOWED_DESCRIPTORS: Final = range(4)
 
 
-@check("FAULT-01", rule="16.1", after=["GROW-01", "GROW-04", "VIEW-02"])
+@check("FAULT-01", rule="16.1", after="GROW-01 GROW-04 VIEW-02")
 def growth_that_the_host_refuses_changes_nothing(case: Case) -> None:
     """memplat_grow has to raise the OSError of the host, and to leave the file as long as it was."""
     memory = case.open()
@@ -52,7 +52,11 @@ def growth_that_the_host_refuses_changes_nothing(case: Case) -> None:
     expect(case.filled(memory, last), "after growing has failed once, pages do not hold what was written")
 
 
-@check("FAULT-02", rule="16.2", after=["EXH-01", "DECOM-02", "DECOM-06", "DECOM-07", "ACCT-05", "PROBE-01", "VIEW-02"])
+@check(
+    "FAULT-02",
+    rule="16.2",
+    after="EXH-01 DECOM-02 DECOM-06 DECOM-07 ACCT-05 PROBE-01 VIEW-02 ALLOC-03",
+)
 def signals_do_not_disturb(case: Case) -> None:
     """System calls that take long are interrupted by signals (EINTR) and have to be repeated. Calls through ctypes do
     not do that by themselves.
@@ -78,7 +82,7 @@ def signals_do_not_disturb(case: Case) -> None:
         expect(kinds >= pages.length, f"{pages.length} bytes were committed among signals, {kinds} are reported")
 
 
-@check("FAULT-03", rule="16.3", after=["LIFE-06"])
+@check("FAULT-03", rule="16.3", after="LIFE-06")
 def opening_without_enough_descriptors_leaves_nothing_behind(case: Case) -> None:
     """Where memplat_create_file fails halfway, it has to close what it has opened."""
     _open_and_use(case)  # what is imported and opened once for all is no leak
@@ -110,7 +114,7 @@ def _send_signals() -> None:
     """A few, from now on. So many that a long call meets some, and so few that one that is repeated comes to an end."""
     left = _SIGNALS
 
-    def count(*unused: object) -> None:
+    def count(*_: object) -> None:
         nonlocal left
         left -= 1
         if left <= 0:

@@ -13,7 +13,7 @@ from memplat.conformance.verdict import expect
 _CHILD_SECONDS: Final = 20.0
 
 
-@check("FORK-01", rule="13.1", after=["VIEW-01"])
+@check("FORK-01", rule="13.1", after="VIEW-01")
 def a_forked_child_sees_the_pages(case: Case) -> None:
     """memplat_mapped must not keep the mapping from children (MADV_DONTFORK, MADV_WIPEONFORK)."""
     memory = case.open()
@@ -25,7 +25,7 @@ def a_forked_child_sees_the_pages(case: Case) -> None:
     expect(seen.value == wanted, "a forked child sees something else than its parent has written")
 
 
-@check("FORK-02", rule="13.2", after=["LIFE-04", "LIFE-08"])
+@check("FORK-02", rule="13.2", after="LIFE-04 LIFE-08")
 def a_child_that_ends_leaves_its_parents_pages_alone(case: Case) -> None:
     """Nothing that the backend does when a process forks, closes or ends may touch what is the parent's."""
     memory = case.open()

@@ -11,7 +11,7 @@ from memplat.memory import Memory
 from memplat.ranges import MIB, FileRange, align_up
 
 
-@check("GROW-01", rule="3.1", smoke=True, after=["LIFE-04", "VIEW-01"], forms="memplat_grow")
+@check("GROW-01", rule="3.1", smoke=True, after="LIFE-04 VIEW-01", forms="memplat_grow")
 def growing_keeps_what_the_file_holds(case: Case) -> None:
     """memplat_grow has to extend the file to the size that it is given: never to make it shorter on the way, and never
     to replace it.
@@ -31,7 +31,7 @@ def _grow_beyond(case: Case, memory: Memory, size: int) -> FileRange:
     return case.allocate(memory, size // memory.page_size + 1)
 
 
-@check("GROW-02", rule="3.2", after=["LIFE-03"])
+@check("GROW-02", rule="3.2", after="LIFE-03")
 def growing_costs_nothing(case: Case) -> None:
     """memplat_grow has to leave holes: ftruncate(2), not fallocate(2) or writing."""
     memory = case.open()
@@ -41,7 +41,7 @@ def growing_costs_nothing(case: Case) -> None:
     expect(spent == 0, f"a file of {size} bytes costs {spent} bytes after it grew, though nothing was touched")
 
 
-@check("GROW-03", rule="3.3", after=["GROW-01", "VIEW-04", "SHARE-02"])
+@check("GROW-03", rule="3.3", after="GROW-01 VIEW-04 SHARE-02")
 def a_file_that_a_peer_has_grown_is_not_shrunk(case: Case) -> None:
     """memplat_grow has to look at the size first: a file that is that large already is success. ftruncate(2) with a
     smaller size would take a peer's pages away, and is EPERM where the file is sealed.
@@ -60,7 +60,7 @@ def a_file_that_a_peer_has_grown_is_not_shrunk(case: Case) -> None:
     theirs.drop()
 
 
-@check("GROW-04", rule="3.4", after=["GROW-01"])
+@check("GROW-04", rule="3.4", after="GROW-01")
 def the_file_is_as_large_as_asked_and_no_larger(case: Case) -> None:
     """memplat_grow has to extend the file to the size that it is given, not beyond: what lies there is nobody's, and
     max_size is the user's limit.
@@ -71,7 +71,7 @@ def the_file_is_as_large_as_asked_and_no_larger(case: Case) -> None:
     expect(size == told, f"the memory has grown its file to {told} bytes, fstat says {size}")
 
 
-@check("GROW-05", rule="3.5", after=["GROW-01", "GROW-04"])
+@check("GROW-05", rule="3.5", after="GROW-01 GROW-04")
 def the_last_page_below_the_limit_can_be_used(case: Case) -> None:
     """memplat_grow has to take every multiple of the page size, also one that is no multiple of anything larger."""
     size = case.page_size or BASE_PAGE

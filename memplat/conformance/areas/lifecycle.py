@@ -35,7 +35,7 @@ def a_backend_introduces_itself(case: Case) -> None:
     expect(1 <= info.contract_level <= CONTRACT_LEVEL, f"contract level {info.contract_level} does not exist here")
 
 
-@check("LIFE-02", rule="1.2", smoke=True, after=["LIFE-01"], forms="memplat_check")
+@check("LIFE-02", rule="1.2", smoke=True, after="LIFE-01", forms="memplat_check")
 def the_check_says_whether_the_backend_can_be_used_and_leaves_nothing_behind(case: Case) -> None:
     """memplat_check has to return an Availability, with a reason where it is not available, and to close what it
     opens.
@@ -54,7 +54,7 @@ def the_check_says_whether_the_backend_can_be_used_and_leaves_nothing_behind(cas
     expect(not left, f"memplat_check left descriptors open: {left}")
 
 
-@check("LIFE-03", rule="1.3", smoke=True, after=["LIFE-02"], forms="memplat_create_file")
+@check("LIFE-03", rule="1.3", smoke=True, after="LIFE-02", forms="memplat_create_file")
 def opening_gives_an_empty_file(case: Case) -> None:
     """memplat_create_file has to return a file of size 0 that costs nothing: no header, no preallocation."""
     observer = case.observer(case.open())
@@ -63,7 +63,7 @@ def opening_gives_an_empty_file(case: Case) -> None:
     expect(spent == 0, f"the file costs {spent} bytes before anything was allocated")
 
 
-@check("LIFE-04", rule="1.4", smoke=True, after=["LIFE-03"])
+@check("LIFE-04", rule="1.4", smoke=True, after="LIFE-03")
 def a_page_can_be_allocated_written_read_and_freed(case: Case) -> None:
     """The file has to be open for reading and writing, and memplat_mapped must leave the mapping readable and
     writable.
@@ -80,7 +80,7 @@ def a_page_can_be_allocated_written_read_and_freed(case: Case) -> None:
     memory.reclaim()
 
 
-@check("LIFE-05", rule="1.5", after=["LIFE-04"])
+@check("LIFE-05", rule="1.5", after="LIFE-04")
 def closing_closes_the_file(case: Case) -> None:
     """memplat_close_file has to close every descriptor of the file, and to unmap what the backend mapped itself."""
     memory = case.open()
@@ -102,7 +102,7 @@ def _is_same(fd: int, status: os.stat_result) -> bool:
     return (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino)
 
 
-@check("LIFE-06", rule="1.6", after=["LIFE-02", "LIFE-05"])
+@check("LIFE-06", rule="1.6", after="LIFE-02 LIFE-05")
 def opening_and_closing_again_and_again_leaves_nothing_behind(case: Case) -> None:
     """Some hook opens a descriptor, starts a thread or maps something each time, and memplat_close_file does not undo
     it.
@@ -133,7 +133,7 @@ def _holdings() -> tuple[dict[int, str], int, int]:
     return descriptors(), threading.active_count(), len(files)
 
 
-@check("LIFE-07", rule="1.7", after=["LIFE-04", "DECOM-02"])
+@check("LIFE-07", rule="1.7", after="LIFE-04 DECOM-02")
 def two_memories_have_nothing_in_common(case: Case) -> None:
     """Every hook has to work on the file that it is given, and memplat_create_file has to make a new one each time:
     nothing of one memory may live in a module or in the plugin.
@@ -153,7 +153,7 @@ def two_memories_have_nothing_in_common(case: Case) -> None:
     expect(got == (one.total(), two.total()), f"total_usage says {got}, fstat {(one.total(), two.total())}")
 
 
-@check("LIFE-08", rule="1.8", after=["LIFE-04"])
+@check("LIFE-08", rule="1.8", after="LIFE-04")
 def a_view_outlives_its_memory(case: Case) -> None:
     """memplat_close_file must not truncate or punch the file: live views still show it. The host takes it all back
     when the last of them is gone.
@@ -174,7 +174,7 @@ def a_view_outlives_its_memory(case: Case) -> None:
     expect(not mapped, f"the file is still mapped after the last view is gone: {mapped}")
 
 
-@check("LIFE-09", rule="1.9", after=["LIFE-04"])
+@check("LIFE-09", rule="1.9", after="LIFE-04")
 def a_killed_process_leaves_nothing_behind(case: Case) -> None:
     """The file needs to be without a name from the start (O_TMPFILE, memfd_create, or unlinked before anything else is
     done): what is removed in memplat_close_file stays when the process is killed.
@@ -241,7 +241,7 @@ def _mounts() -> set[str]:
     return set(Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines())
 
 
-@check("LIFE-10", rule="1.10", after=["LIFE-04"])
+@check("LIFE-10", rule="1.10", after="LIFE-04")
 def an_open_empty_file_can_be_adopted(case: Case) -> None:
     """A file that was adopted was not made by memplat_create_file: BackingFile.state is None, and every hook has to
     cope with that.
@@ -262,7 +262,7 @@ def an_open_empty_file_can_be_adopted(case: Case) -> None:
     expect(got == bytes(again.length), "pages of an adopted file are not zero when they are handed out again")
 
 
-@check("LIFE-11", rule="1.11", needs=Capability.FLUSH, after=["LIFE-04"])
+@check("LIFE-11", rule="1.11", needs=Capability.FLUSH, after="LIFE-04")
 def flush_writes_to_the_disk(case: Case) -> None:
     """The capability ``flush`` says that there is a disk below the file. Do not declare it where there never is
     one.

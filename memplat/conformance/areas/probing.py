@@ -52,7 +52,7 @@ def _few(pages: Sequence[FileRange]) -> str:
     return f"{shown} …" if len(pages) > 4 else shown
 
 
-@check("PROBE-01", rule="7.1", smoke=True, after=["LIFE-04", "VIEW-01"])
+@check("PROBE-01", rule="7.1", smoke=True, after="LIFE-04 VIEW-01")
 def every_committed_page_is_reported(case: Case) -> None:
     """memplat_probe_committed leaves out pages that were written through the mapping."""
     memory = case.open()
@@ -67,7 +67,7 @@ def every_committed_page_is_reported(case: Case) -> None:
     expect(not missing, f"{len(missing)} of {len(truth)} committed pages are not reported: {_few(missing)}")
 
 
-@check("PROBE-02", rule="7.2", after=["LIFE-04", "VIEW-01"])
+@check("PROBE-02", rule="7.2", after="LIFE-04 VIEW-01 GROW-02")
 def no_other_page_is_reported(case: Case) -> None:
     """memplat_probe_committed reports pages that cost nothing: where SEEK_DATA calls the whole file data (hugetlbfs),
     another way has to be found.
@@ -83,7 +83,7 @@ def no_other_page_is_reported(case: Case) -> None:
     expect(not extra, f"{len(extra)} of {len(pages) - len(truth)} pages that cost nothing are reported: {_few(extra)}")
 
 
-@check("PROBE-03", rule="7.3", needs=Capability.SHARE, after=["PROBE-01", "PROBE-02", "PROBE-04", "SHARE-01"])
+@check("PROBE-03", rule="7.3", needs=Capability.SHARE, after="PROBE-01 PROBE-02 PROBE-04 SHARE-01")
 def pages_that_another_process_touched_are_reported(case: Case) -> None:
     """One's own page tables (mincore(2), /proc/self/pagemap, PAGEMAP_SCAN) do not show what others have touched."""
     memory = case.open()
@@ -101,7 +101,7 @@ def _at(pages: FileRange) -> tuple[int, int]:
     return pages.start, pages.length
 
 
-@check("PROBE-04", rule="7.4", after=["PROBE-01", "PROBE-02", "VIEW-03"])
+@check("PROBE-04", rule="7.4", after="PROBE-01 PROBE-02 VIEW-03")
 def pages_that_were_touched_by_other_ways_are_reported(case: Case) -> None:
     """Written by system call, or through a second mapping in the same process: as invisible in the page tables of the
     engine's mapping as another process is.
@@ -119,7 +119,7 @@ def pages_that_were_touched_by_other_ways_are_reported(case: Case) -> None:
     _expect_exact(case, memory, pages, [*by_call, *by_mapping], "written by system call or through another mapping")
 
 
-@check("PROBE-05", rule="7.5", after=["PROBE-01", "PROBE-02"])
+@check("PROBE-05", rule="7.5", after="PROBE-01 PROBE-02")
 def a_page_counts_by_its_storage_and_not_by_its_content(case: Case) -> None:
     """A page of zeros costs as much as any other once it was touched: memplat_probe_committed must not look at the
     content, nor at what is dirty.
@@ -133,7 +133,7 @@ def a_page_counts_by_its_storage_and_not_by_its_content(case: Case) -> None:
     _expect_exact(case, memory, pages, touched, "written with zeros")
 
 
-@check("PROBE-06", rule="7.6", needs=Capability.SWAP_EXACT, after=["PROBE-01", "PROBE-02", "PROBE-04", "VIEW-03"])
+@check("PROBE-06", rule="7.6", needs=Capability.SWAP_EXACT, after="PROBE-01 PROBE-02 PROBE-04 VIEW-03")
 def pages_that_were_swapped_out_are_reported(case: Case) -> None:
     """Swapped-out pages still cost storage. mincore(2) and page tables do not show them; SEEK_DATA does."""
     memory = case.open()
@@ -147,7 +147,7 @@ def pages_that_were_swapped_out_are_reported(case: Case) -> None:
     expect(got[1] == 0, f"{others} was never touched; {got[1]} bytes of it are reported")
 
 
-@check("PROBE-07", rule="7.7", needs=Capability.SHARE, after=["PROBE-01", "PROBE-02", "SHARE-01"])
+@check("PROBE-07", rule="7.7", needs=Capability.SHARE, after="PROBE-01 PROBE-02 SHARE-01")
 def pages_that_a_peer_has_punched_are_no_longer_reported(case: Case) -> None:
     """memplat_probe_committed has to ask the host each time: a peer may give pages back, too."""
     memory = case.open()
@@ -163,7 +163,7 @@ def pages_that_a_peer_has_punched_are_no_longer_reported(case: Case) -> None:
     theirs.drop()
 
 
-@check("PROBE-08", rule="7.8", smoke=True, after=["LIFE-04"], forms="memplat_probe_committed")
+@check("PROBE-08", rule="7.8", smoke=True, after="LIFE-04", forms="memplat_probe_committed")
 def what_the_probe_returns_is_well_formed(case: Case) -> None:
     """memplat_probe_committed has to return a flat sequence of offsets, start and end in turn, page-aligned, sorted,
     disjoint, not touching each other, and all within the part that was asked about.
@@ -183,7 +183,7 @@ def what_the_probe_returns_is_well_formed(case: Case) -> None:
     memory.update_usage()
 
 
-@check("PROBE-09", rule="7.9", after=["PROBE-01", "PROBE-02", "GROW-01"])
+@check("PROBE-09", rule="7.9", after="PROBE-01 PROBE-02 GROW-01 DECOM-03")
 def pages_far_into_the_file_are_reported(case: Case) -> None:
     """Offsets beyond 4 GiB do not fit into 32 bits."""
     limit = align_up(_FAR, case.page_size or 1) + case.max_size()
@@ -201,7 +201,7 @@ def pages_far_into_the_file_are_reported(case: Case) -> None:
     expect(given == page, f"decommitting the last page of {far.length} bytes gave {given} bytes back")
 
 
-@check("PROBE-10", rule="7.10", after=["PROBE-01", "PROBE-02", "PROBE-05", "VIEW-02", "VIEW-04"])
+@check("PROBE-10", rule="7.10", after="PROBE-01 PROBE-02 PROBE-05 VIEW-02 VIEW-04 GROW-04")
 def thousands_of_extents_are_reported(case: Case) -> None:
     """The probe must not give up, or begin to guess, when its buffer is full."""
     memory = case.open(max_size=case.max_size(2 * _MANY + 8))
@@ -236,7 +236,7 @@ def _split(extents: Sequence[tuple[int, int]], base: int, limit: int, page: int)
     return sums[0], sums[1]
 
 
-@check("PROBE-11", rule="7.11", needs=Capability.RESERVE, after=["EXH-01", "PROBE-02"], forms="memplat_probe_reserved")
+@check("PROBE-11", rule="7.11", needs=Capability.RESERVE, after="EXH-01 PROBE-02", forms="memplat_probe_reserved")
 def reserved_pages_that_cost_storage_are_reported(case: Case) -> None:
     """Pages that were reserved and never touched may be left out by memplat_probe_committed, but then
     memplat_probe_reserved has to report those that cost storage.
@@ -260,7 +260,7 @@ def reserved_pages_that_cost_storage_are_reported(case: Case) -> None:
     "PROBE-12",
     rule="7.12",
     needs=Capability.SHARE,
-    after=["PROBE-01", "PROBE-02", "PROBE-03", "PROBE-04", "GROW-03", "SHARE-01"],
+    after="PROBE-01 PROBE-02 PROBE-03 PROBE-04 GROW-03 SHARE-01",
 )
 def pages_beyond_our_end_are_reported_as_foreign(case: Case) -> None:
     """Where a peer has grown the file, memplat_probe_committed is asked about all of it: it must not stop at

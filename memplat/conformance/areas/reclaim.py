@@ -14,7 +14,7 @@ _HANG_SECONDS: Final = 30.0
 _PIECES: Final = 1500
 
 
-@check("RECL-01", rule="10.1", after=["DECOM-02", "DECOM-05", "DECOM-06"])
+@check("RECL-01", rule="10.1", after="DECOM-02 DECOM-05 DECOM-06")
 def freed_pages_go_back_to_the_host_in_the_background(case: Case) -> None:
     """Hooks are called from any thread: memplat_decommit must not depend on the one that opened the memory."""
     memory = case.open(reclaim="background", reclaim_delay=0.0)
@@ -28,7 +28,7 @@ def freed_pages_go_back_to_the_host_in_the_background(case: Case) -> None:
     expect(retained == 0, f"the host is said to have refused {retained} bytes")
 
 
-@check("RECL-02", rule="10.2", after=["DECOM-05", "DECOM-08", "REF-01", "VIEW-02"])
+@check("RECL-02", rule="10.2", after="DECOM-05 DECOM-08 REF-01 VIEW-02")
 def thousands_of_pieces_are_reclaimed(case: Case) -> None:
     """A batch may have more ranges than fit into one system call (IOV_MAX is 1024)."""
     memory = case.open(max_size=case.max_size(2 * _PIECES + 8))

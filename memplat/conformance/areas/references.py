@@ -7,7 +7,7 @@ from memplat.conformance.registry import check
 from memplat.conformance.verdict import expect
 
 
-@check("REF-01", rule="8.1", after=["DECOM-04"])
+@check("REF-01", rule="8.1", after="DECOM-04")
 def referenced_pages_survive_the_freeing_of_their_neighbours(case: Case) -> None:
     """memplat_decommit must not join its ranges: the pages between them are in use."""
     memory = case.open()
@@ -24,7 +24,7 @@ def referenced_pages_survive_the_freeing_of_their_neighbours(case: Case) -> None
     expect(not lost, f"{len(lost)} of {len(kept)} pages that are still referenced lost their content: {lost[:4]}")
 
 
-@check("REF-02", rule="8.2", after=["DECOM-04", "REF-01"])
+@check("REF-02", rule="8.2", after="DECOM-04 REF-01")
 def pages_under_a_view_survive_their_last_reference(case: Case) -> None:
     """A view is a reference. Its pages are in no batch that memplat_decommit gets, and must not be touched by it."""
     memory = case.open()

@@ -13,7 +13,7 @@ from memplat.types import Capability
 _PAGES: Final = 300
 
 
-@check("SHARE-01", rule="12.1", needs=Capability.SHARE, after=["VIEW-01", "VIEW-02"])
+@check("SHARE-01", rule="12.1", needs=Capability.SHARE, after="VIEW-01 VIEW-02")
 def another_process_sees_the_pages_and_writes_to_them(case: Case) -> None:
     """The capability ``share`` says that the descriptor can be passed on and mapped, for reading and writing."""
     memory = case.open()
@@ -36,7 +36,7 @@ def another_process_sees_the_pages_and_writes_to_them(case: Case) -> None:
     theirs.drop()
 
 
-@check("SHARE-02", rule="12.2", needs=Capability.SHARE, after=["SHARE-01", "GROW-01", "VIEW-02", "VIEW-04"])
+@check("SHARE-02", rule="12.2", needs=Capability.SHARE, after="SHARE-01 GROW-01 VIEW-02 VIEW-04")
 def a_descriptor_that_was_passed_on_stays_good_when_the_file_grows(case: Case) -> None:
     """memplat_grow must not replace the file: whoever has the descriptor would be cut off."""
     memory = case.open()
@@ -56,7 +56,7 @@ def a_descriptor_that_was_passed_on_stays_good_when_the_file_grows(case: Case) -
     theirs.drop()
 
 
-@check("SHARE-03", rule="12.3", after=["LIFE-04"])
+@check("SHARE-03", rule="12.3", after="LIFE-04")
 def the_offset_of_the_descriptor_is_left_alone(case: Case) -> None:
     """Descriptors that were passed on or dup'ed share one offset: a probe that seeks has to use a descriptor of its own
     (/proc/self/fd), or to put the offset back.

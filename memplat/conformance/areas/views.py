@@ -11,7 +11,7 @@ from memplat.conformance.verdict import expect
 from memplat.types import Capability
 
 
-@check("VIEW-01", rule="4.1", smoke=True, after=["LIFE-04"])
+@check("VIEW-01", rule="4.1", smoke=True, after="LIFE-04")
 def a_view_and_the_file_show_the_same(case: Case) -> None:
     """memplat_mapped must leave the engine's mapping shared and of this very file: no MAP_PRIVATE, no other mapping on
     top of it.
@@ -28,7 +28,7 @@ def a_view_and_the_file_show_the_same(case: Case) -> None:
         expect(got == b"second", f"pwrite wrote b'second', the view shows {got!r}")
 
 
-@check("VIEW-02", rule="4.2", after=["VIEW-01"])
+@check("VIEW-02", rule="4.2", after="VIEW-01")
 def offset_n_stands_at_base_plus_n_after_every_growth(case: Case) -> None:
     """memplat_mapped must not move or re-map parts of the mapping, whichever growth they come from."""
     memory = case.open()
@@ -53,7 +53,7 @@ def _check_layout(observer: Observer) -> None:
         expect(line.permissions[3] == "s", f"offset {line.offset:#x} is mapped {line.permissions}: not shared")
 
 
-@check("VIEW-03", rule="4.3", after=["VIEW-01"])
+@check("VIEW-03", rule="4.3", after="VIEW-01")
 def read_and_write_go_where_they_say(case: Case) -> None:
     """The descriptor must not be in append mode: pwrite(2) would ignore its offset. Not every file knows write(2): then
     it has to say EINVAL or EOPNOTSUPP.
@@ -72,7 +72,7 @@ def read_and_write_go_where_they_say(case: Case) -> None:
     expect(now == size, f"memory.write changed the size of the file from {size} to {now}")
 
 
-@check("VIEW-04", rule="4.4", after=["VIEW-01", "GROW-01"])
+@check("VIEW-04", rule="4.4", after="VIEW-01 GROW-01")
 def a_view_from_before_the_file_grew_shows_the_same_pages(case: Case) -> None:
     """memplat_grow must keep the inode, and memplat_mapped the parts that were mapped before: there are views of
     them.
@@ -89,7 +89,7 @@ def a_view_from_before_the_file_grew_shows_the_same_pages(case: Case) -> None:
         expect(got == b"two", f"wrote b'two' through a view from before the file grew, pread sees {got!r}")
 
 
-@check("VIEW-05", rule="4.5", needs=Capability.EXECUTE, after=["VIEW-01"])
+@check("VIEW-05", rule="4.5", needs=Capability.EXECUTE, after="VIEW-01")
 def the_file_can_be_mapped_executable(case: Case) -> None:
     """The capability ``execute`` says that the pages can hold code. Files on a file system that is mounted noexec
     cannot.

@@ -9,7 +9,7 @@ from memplat.conformance.verdict import expect
 from memplat.types import AllocationMode, Capability
 
 
-@check("ZERO-01", rule="5.1", smoke=True, after=["LIFE-03", "LIFE-04"])
+@check("ZERO-01", rule="5.1", smoke=True, after="LIFE-03 LIFE-04")
 def the_pages_of_a_grown_file_are_zero(case: Case) -> None:
     """memplat_grow must not write to the pages that it adds."""
     memory = case.open()
@@ -21,7 +21,7 @@ def the_pages_of_a_grown_file_are_zero(case: Case) -> None:
         expect(not any(view), "a page that was never used before is not zero")
 
 
-@check("ZERO-02", rule="5.2", after=["DECOM-01", "DECOM-05", "DECOM-06"])
+@check("ZERO-02", rule="5.2", after="DECOM-01 DECOM-05 DECOM-06")
 def pages_that_were_given_back_are_zero(case: Case) -> None:
     """memplat_decommit has to leave zeros behind in all of its ranges, whatever their number and length."""
     memory = case.open()
@@ -48,7 +48,7 @@ def _at(pages: tuple[int, int]) -> tuple[int, int]:
     return pages[0], pages[1] - pages[0]
 
 
-@check("ZERO-03", rule="5.3", after=["PROBE-01"])
+@check("ZERO-03", rule="5.3", after="PROBE-01")
 def recycled_pages_are_zero(case: Case) -> None:
     """Pages that are handed out again without having been given back are zeroed by hand where memplat_probe_committed
     says that they are committed: it has to be right about any part of the file, not only about all of it.
@@ -70,7 +70,7 @@ def recycled_pages_are_zero(case: Case) -> None:
     expect(case.filled(memory, guard), "zeroing recycled pages by hand changed the page before them")
 
 
-@check("ZERO-04", rule="5.4", needs=Capability.SWAP_EXACT, after=["PROBE-06", "VIEW-03"])
+@check("ZERO-04", rule="5.4", needs=Capability.SWAP_EXACT, after="PROBE-06 VIEW-03 ZERO-03")
 def pages_that_were_swapped_out_are_zero_when_they_are_recycled(case: Case) -> None:
     """memplat_probe_committed has to report swapped-out pages: mincore(2) and one's own page tables do not."""
     memory = case.open()

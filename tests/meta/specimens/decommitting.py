@@ -20,6 +20,7 @@ from tests.meta.specimens.base import (
     PAGE,
     Specimen,
     data_of,
+    held_of,
     map_over,
     punch,
     whole,
@@ -212,7 +213,8 @@ class DecommitCopiesBlocks(Decommitting):
         block = 64 * KIB
         for start, end in ranges:
             around = start // block * block, min(-(-end // block) * block, os.fstat(file.fd).st_size)
-            keep = [*data_of(file.fd, around[0], start), *data_of(file.fd, end, around[1])]
+            keep = [part for part in (around[0], start), (end, around[1]) if part[0] < part[1]]
+            keep = [extent for part in keep for extent in held_of(file.fd, *part)]
             saved = [(low, os.pread(file.fd, high - low, low)) for low, high in keep]
             time.sleep(0.0005)
             punch(file.fd, around[0], around[1] - around[0])

@@ -189,6 +189,7 @@ class GrowthCopies(Growing):
             if old and self.remaps:
                 assert file.address is not None
                 map_over(file.address, old, MAP_SHARED, new)
+                madvise(file.address, old, _MADV_DONTDUMP)
             os.dup2(new, file.fd, inheritable=False)
         finally:
             os.close(new)

@@ -143,7 +143,12 @@ class LockFileStaysBehind(Specimen):
         lock, path = tempfile.mkstemp(prefix="specimen-", dir=self.directory)
         if not self.broken:
             os.unlink(path)
-        return BackingFile(fd=self.create(), page_size=PAGE, backend="specimen", state=(lock, path))
+        try:
+            fd = self.create()
+        except OSError:
+            os.close(lock)
+            raise
+        return BackingFile(fd=fd, page_size=PAGE, backend="specimen", state=(lock, path))
 
     @hookimpl
     def memplat_close_file(self, file: BackingFile) -> bool:
