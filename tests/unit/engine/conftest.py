@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -39,10 +40,10 @@ def open_memory(own_configuration: None) -> Iterator[Callable[..., Memory]]:
     try:
         for memory in opened:
             with contextlib.suppress(memplat.ClosedError):
-                within(lambda memory=memory: check(memory))
+                within(partial(check, memory))
     finally:
         for memory in opened:
-            within(lambda memory=memory: close_with_leftovers(memory))
+            within(partial(close_with_leftovers, memory))
         opened.clear()
 
 

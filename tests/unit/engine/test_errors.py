@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -338,7 +339,7 @@ def test_bad_access(memory: Memory, used: FileRange, access: Any) -> None:
 
 
 def test_a_bad_access_is_answered_with_the_good_ones(memory: Memory, used: FileRange) -> None:
-    with pytest.raises(memplat.InvalidArgumentError, match="nonsense.*read_write"):
+    with pytest.raises(memplat.InvalidArgumentError, match=r"nonsense.*read_write"):
         memory.map_into(Space(), 0x1000, part(used, 0), "nonsense")
 
 
@@ -407,8 +408,6 @@ def test_a_block_of_a_closed_memory_can_be_closed_but_not_used(open_memory: Open
 
 
 def test_more_references_than_fit_are_an_overflow(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     pages = memory.allocate(2 * PAGE)
     for name, module in list(sys.modules.items()):
         if name.startswith("memplat.") and hasattr(module, "MAX_REFS"):

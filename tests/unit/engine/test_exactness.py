@@ -49,7 +49,9 @@ pytestmark = pytest.mark.skipif(not has_cachestat(), reason="the oracle needs ca
 class Scene:
     """A memory whose pages change kind and owner at random, one by one, and the model of it."""
 
-    def __init__(self, memory: Memory, fd: int, count: int, seed: int, modes: tuple[str, ...] = ("uncommitted",)) -> None:
+    def __init__(
+        self, memory: Memory, fd: int, count: int, seed: int, modes: tuple[str, ...] = ("uncommitted",)
+    ) -> None:
         self.memory = memory
         self.observer = Observer(fd)
         self.model = NaiveModel()
@@ -246,9 +248,7 @@ def test_pages_written_by_pwrite(build: Callable[..., Scene]) -> None:
 
 
 @pytest.mark.parametrize("shared_map", [True, False], ids=["shared", "private"])
-def test_pages_touched_through_a_second_mapping_of_this_process(
-    build: Callable[..., Scene], shared_map: bool
-) -> None:
+def test_pages_touched_through_a_second_mapping_of_this_process(build: Callable[..., Scene], shared_map: bool) -> None:
     """Reading through a private mapping commits the page, too; writing there makes a copy that is not the file's."""
     scene = build()
     scene.verify()
@@ -616,7 +616,9 @@ def test_everything_at_once(build: Callable[..., Scene], tmp_path: Path) -> None
             scene.pages.remove(page)
         for _ in pages:
             kind, owner = scene.chance.choice(KINDS), scene.chance.choice(OWNERS)
-            new = scene.memory.allocate(PAGE, kind=kind, owner=owner, mode=scene.chance.choice(("will_commit", "reserved")))
+            new = scene.memory.allocate(
+                PAGE, kind=kind, owner=owner, mode=scene.chance.choice(("will_commit", "reserved"))
+            )
             assert scene.observer.is_zero(new.start, PAGE)
             scene.model.allocate(new.start, new.end, kind, owner, committed=None)
             scene.pages.append(new.start // PAGE)

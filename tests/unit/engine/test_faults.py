@@ -188,9 +188,7 @@ def test_what_was_refused_is_called_retained(faulty: Memory, faults: Faults) -> 
     assert again == pages
 
 
-def test_the_host_is_complained_about_once(
-    faulty: Memory, faults: Faults, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_host_is_complained_about_once(faulty: Memory, faults: Faults, caplog: pytest.LogCaptureFixture) -> None:
     faults.before["decommit"] = raising(host_error(errno.EPERM))
     with caplog.at_level(logging.WARNING):
         for _ in range(5):

@@ -192,12 +192,12 @@ def test_a_reader_that_breaks_its_contract_is_refused_and_harms_no_neighbour(
 def test_a_reader_may_use_the_memory_itself(memory: Memory) -> None:
     source = memory.allocate(PAGE, fill=b"inner")
 
-    class Nested:
-        pieces = [b"", b"outer", memory.read(FileRange(source.start, source.start + 5))]
+    pieces = [b"", b"outer", memory.read(FileRange(source.start, source.start + 5))]
 
+    class Nested:
         def read(self, size: int = -1) -> bytes:
             memory.decref(memory.allocate(PAGE))
-            return self.pieces.pop()
+            return pieces.pop()
 
     pages = within(lambda: memory.allocate(PAGE, fill=Nested()))  # type: ignore[arg-type]
     assert memory.read(pages)[:11] == b"innerouter\0"

@@ -39,9 +39,7 @@ MAX_SIZE = 8 * MIB
 OWNERS = (0, 1, 2, 2**32 - 1)
 SOAK = os.environ.get("MEMPLAT_SOAK", "") not in ("", "0")
 
-counts = st.one_of(
-    st.integers(1, 6), st.integers(1, 6), st.integers(1, 64), st.sampled_from([511, 512, 513, 1024])
-)
+counts = st.one_of(st.integers(1, 6), st.integers(1, 6), st.integers(1, 64), st.sampled_from([511, 512, 513, 1024]))
 fractions = st.integers(0, 10_000)
 modes = st.sampled_from(["uncommitted", "uncommitted", "will_commit", "reserved", "committed"])
 

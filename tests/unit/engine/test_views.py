@@ -9,6 +9,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,17 @@ from memplat import FileRange
 from memplat.errors import ReentrantCallError
 from memplat.memory import Memory
 from tests.oracle import PAGE, Observer, mappings_of
-from tests.unit.engine.helpers import MIB, allocated, check, close_with_leftovers, committed, part, together, within, write_all
+from tests.unit.engine.helpers import (
+    MIB,
+    allocated,
+    check,
+    close_with_leftovers,
+    committed,
+    part,
+    together,
+    within,
+    write_all,
+)
 
 Opener = Callable[..., Memory]
 
@@ -78,7 +89,7 @@ def test_pages_under_a_live_view_are_neither_reclaimed_nor_recycled(open_memory:
     for mode in ("uncommitted", "will_commit", "committed"):
         for _ in range(40):
             assert not memory.allocate(4 * PAGE, mode=mode).overlaps(pages)
-    with pytest.raises(memplat.OutOfMemory):
+    with contextlib.suppress(memplat.OutOfMemory):
         while True:
             assert not memory.allocate(PAGE, mode="committed").overlaps(pages)
     assert bytes(view) == b"k" * len(view)
@@ -133,7 +144,7 @@ def test_a_view_keeps_the_pages_that_it_touches_and_no_others(memory: Memory) ->
         lambda view: np.frombuffer(view, dtype=np.uint8),
         lambda view: np.frombuffer(view, dtype=np.uint64).reshape(2, -1)[1],
         lambda view: (ctypes.c_char * 16).from_buffer(view),
-        lambda view: memoryview(np.frombuffer(view, dtype=np.uint8))[5:6],
+        lambda view: np.frombuffer(view, dtype=np.uint8).data[5:6],
     ],
     ids=["slice", "tail", "cast", "stride", "toreadonly", "memoryview", "numpy", "reshaped", "ctypes", "through numpy"],
 )
@@ -494,6 +505,6 @@ def test_views_dropped_by_other_threads_while_memory_is_closed(open_memory: Open
         dropper = threading.Thread(target=drop)
         dropper.start()
         started.wait(60)
-        within(lambda memory=memory: close_with_leftovers(memory))
+        within(partial(close_with_leftovers, memory))
         dropper.join(60)
         assert not dropper.is_alive()
