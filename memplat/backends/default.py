@@ -12,6 +12,7 @@ import os
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from memplat.hookspecs import hookimpl
 from memplat.linux import extents as flat
@@ -49,6 +50,17 @@ def memplat_grow(file: BackingFile, size: int) -> bool:
     return True
 
 
+_known_shmem: WeakKeyDictionary[BackingFile, bool] = WeakKeyDictionary()
+
+
+def _is_shmem(file: BackingFile) -> bool:
+    """What the file is does not change: one fstatfs(2) a file."""
+    known = _known_shmem.get(file)
+    if known is None:
+        known = _known_shmem[file] = shmem.is_shmem(file.fd)
+    return known
+
+
 @hookimpl(trylast=True)
 def memplat_mapped() -> bool:
     """Nothing to advise."""
@@ -64,7 +76,7 @@ def memplat_reserve(file: BackingFile, ranges: Sequence[FileRange]) -> bool:
 
     :raises OSError: ENOSPC, ENOMEM; what was not allocated before is given back, what was, with its content, stays
     """
-    memory = shmem.is_shmem(file.fd)
+    memory = _is_shmem(file)
     gaps = _unallocated(file, ranges, memory)
     if memory:
         _check_headroom(flat.total(gaps))
@@ -89,7 +101,7 @@ def memplat_probe_committed(file: BackingFile, start: int, end: int) -> Extents:
 
     :raises OSError: EINVAL where the file system does not know SEEK_DATA
     """
-    if shmem.is_shmem(file.fd):
+    if _is_shmem(file):
         extents, file.probe_method = shmem.committed_extents(file.fd, start, end, file.address, file.size)
         return extents
     file.probe_method = "seek_data"
@@ -101,7 +113,7 @@ def memplat_probe_reserved(file: BackingFile, ranges: Sequence[FileRange]) -> Ex
     """Which pages of *ranges* are allocated: by cachestat(2) on shmem, by FIEMAP elsewhere, and all of them where the
     host has neither.
     """
-    allocated = _allocated_on_shmem if shmem.is_shmem(file.fd) else _allocated_on_disk
+    allocated = _allocated_on_shmem if _is_shmem(file) else _allocated_on_disk
     parts = [allocated(file.fd, pages) for pages in sorted(ranges)]
     return _union(
         array("q", pages) if part is None else part for pages, part in zip(sorted(ranges), parts, strict=True)

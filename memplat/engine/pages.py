@@ -72,6 +72,7 @@ class PageTable:
     :ivar waste: bytes of waste, whatever the pool; *releasing* is not part of it
     :ivar releasing: bytes in the state releasing, joined gaps included
     :ivar changes: goes up with every change
+    :ivar has_flags: whether any page carries a flag
     """
 
     def __init__(self, page_size: int) -> None:
@@ -89,7 +90,7 @@ class PageTable:
         self.allocations = 0
         self.frees = 0
         self.changes = 0
-        self._has_flags = False
+        self.has_flags = False
 
     # -- growing and allocating ---------------------------------------------------------------------------------------
 
@@ -120,7 +121,7 @@ class PageTable:
             return None
         start <<= shift
         end = start + length
-        if self._has_flags:
+        if self.has_flags:
             self._clear_flags(start >> shift, end >> shift, keep=RESERVED if source == WASTE else NONE)
         if source == WASTE:
             self.waste -= length
@@ -319,7 +320,7 @@ class PageTable:
             return False
         if self.segments.exact(start, end) != _FREE[pool]:
             return False
-        return not self._has_flags or all(flag == NONE for _, _, flag in self.flags.runs(start, end))
+        return not self.has_flags or all(flag == NONE for _, _, flag in self.flags.runs(start, end))
 
     def has_releasable_waste(self) -> bool:
         """Whether :meth:`take_waste` would return anything."""
@@ -353,7 +354,7 @@ class PageTable:
         for pages in ranges:
             for first, last, value in list(self.segments.runs(pages.start >> shift, pages.end >> shift)):
                 if value[0] == FREE:
-                    if self._has_flags:
+                    if self.has_flags:
                         self._clear_flags(first, last, keep=NONE)
                     self.segments.assign(first, last, (_WASTE if to_waste else _RELEASING)[value[5]])
                     taken.append(FileRange(first << shift, last << shift))
@@ -369,13 +370,13 @@ class PageTable:
 
     def flag(self, start: int, end: int, flag: int) -> None:
         """Set the flag of each page, or clear it with :data:`NONE`."""
-        if flag != NONE or self._has_flags:
+        if flag != NONE or self.has_flags:
             self.flags.assign(start >> self._shift, end >> self._shift, flag)
-            self._has_flags = flag != NONE or len(self.flags) > 1
+            self.has_flags = flag != NONE or len(self.flags) > 1
 
     def flagged(self, flag: int) -> list[FileRange]:
         """The ranges that carry the flag."""
-        if not self._has_flags:
+        if not self.has_flags:
             return []
         shift = self._shift
         return [FileRange(start << shift, end << shift) for start, end, here in self.flags.runs() if here == flag]

@@ -170,8 +170,10 @@ class EngineState:
             self._in_flight[me] -= 1
             if self._in_flight[me] <= 0:  # below zero: the call began before this process was forked off
                 del self._in_flight[me]
-            self.changed.notify_all()
-            last = self.refuse is closed and not self._in_flight
+            last = False
+            if self.refuse is not None:  # nobody but close waits for the end of a call
+                self.changed.notify_all()
+                last = self.refuse is closed and not self._in_flight
         if last:
             self.finish()
         elif self.dropped:
@@ -281,6 +283,8 @@ class EngineState:
         """The committed extents of ``[start, end)``, reserved pages included. Probes the host: not under the lock."""
         found = self.hooks.memplat_probe_committed(file=self.file, start=start, end=end)
         extents = self._checked("memplat_probe_committed", found, start, end)
+        if not self.table.has_flags:  # read without the lock: what is reserved meanwhile is not asked about
+            return extents
         with self.lock:
             reserved = array("q", [edge for part in self.table.flagged(pages.RESERVED) for edge in part])
         unseen = flat.subtract(flat.intersect(reserved, start, end), extents) if reserved else reserved

@@ -268,13 +268,13 @@ def cachestat(fd: int, offset: int, length: int) -> CacheStat | None:
     """
     if length <= 0:  # a length of 0 would mean: to the end of the file
         return CacheStat(0, 0, 0, 0, 0)
-    what = array("Q", (offset, length))
-    result = array("Q", bytes(40))
-    if _cachestat(_SYS_CACHESTAT, fd, what.buffer_info()[0], result.buffer_info()[0], 0):
+    both = array("Q", (offset, length, 0, 0, 0, 0, 0))  # struct cachestat_range, then struct cachestat
+    where, _ = both.buffer_info()
+    if _cachestat(_SYS_CACHESTAT, fd, where, where + 16, 0):
         if _libc.last_errno() in (errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP):
             return None
         raise _libc.error("cachestat")
-    return CacheStat(*result)
+    return CacheStat._make(both[2:])
 
 
 # ---- creating and sealing --------------------------------------------------------------------------------------------
