@@ -47,6 +47,7 @@ class Verdict:
 
 TARGETS: Final = (
     Target("W1", "1,000 live", 20e-6),
+    Target("W1", "1,000,000 live", 40e-6),  # twice the limit at 1,000; and the stricter reading: twice the figure
     Target("W1", "1,000,000 live", 2, relative_to="1,000 live"),
     Target("W2", "64 KiB recycled", 30e-6),
     Target("W3", "2 pages among 1,000,000 holes", 2, relative_to="2 pages among 1,000 holes"),
