@@ -307,7 +307,7 @@ def test_two_threads_reserve_and_give_back_exactly(file):
                 file.reserve(file.pages(number, number + 2))
                 file.touch(number)
                 file.decommit(file.pages(number, number + 2))
-        except BaseException as reason:  # noqa: BLE001 -- shown by the main thread
+        except BaseException as reason:
             errors.append(reason)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in (0, 4)]

@@ -60,7 +60,7 @@ def test_a_read_only_view_gives_no_way_to_write(mapped: int) -> None:
             way[0] = 1
     for source in (view, view.obj):
         with pytest.raises((TypeError, BufferError, SystemError)):
-            (ctypes.c_char * 50).from_buffer(source)  # type: ignore[arg-type]
+            (ctypes.c_char * 50).from_buffer(source)
     assert bytes(view) == bytes(50)
 
 

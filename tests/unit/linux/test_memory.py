@@ -11,7 +11,7 @@ import pytest
 
 from memplat.linux import files, memory
 from tests.hostparts import MIB, hugetlb_pool, in_another_process, tmpfs_mount
-from tests.needs import need_root, needs
+from tests.needs import need_root
 
 PAGE = 4096
 RESERVED = 16 * MIB
