@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import random
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -201,6 +204,21 @@ def test_the_file_grows_in_place_and_old_contents_addresses_and_views_stay(open_
     view.release()
 
 
+def test_the_file_grows_by_16_mebibytes_then_doubles_and_by_a_gibibyte_at_most(open_memory: Opener) -> None:
+    memory = open_memory(max_size=6 << 30)
+    sizes = [memory.total_size()]
+    for _ in range(5 << 10):
+        memory.allocate(MIB)
+        if memory.total_size() != sizes[-1]:
+            sizes.append(memory.total_size())
+    grown = [later - earlier for earlier, later in itertools.pairwise(sizes)]
+    assert sizes[0] in (0, 16 * MIB)
+    assert sizes[1] in (16 * MIB, 32 * MIB)
+    assert all(step in (size, 1 << 30, 16 * MIB) for size, step in zip(sizes, grown, strict=False))
+    assert max(grown) == 1 << 30
+    assert memory.total_usage() == 0
+
+
 def test_the_file_never_grows_beyond_max_size(open_memory: Opener) -> None:
     memory = open_memory(max_size=5 * MIB)
     pages = memory.allocate(5 * MIB - PAGE)
@@ -338,6 +356,20 @@ def test_a_block_of_huge_filled_committed_memory_takes_the_same_arguments_as_all
         assert block.pages.end == memory.total_size()
         assert memory.read(block)[:4] == b"abc\0"
         assert committed(memory) == {"tmpfs": PAGE}
+
+
+def test_a_block_that_is_dropped_without_close_gives_its_reference_back(memory: Memory) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        block = memory.block(PAGE)
+        pages = block.pages
+        del block
+        gc.collect()
+    assert memory.inspect(pages.start).refs == 0
+
+
+def test_a_memory_is_a_memory(memory: Memory) -> None:
+    assert isinstance(memory, memplat.Memory)
 
 
 def test_page_size_and_round_up(memory: Memory) -> None:

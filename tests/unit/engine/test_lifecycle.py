@@ -725,3 +725,50 @@ def test_the_address_space_is_given_back_with_the_memory() -> None:
         assert resident_bytes() < 8 << 30
     gc.collect()
     assert virtual_bytes() - before < 1 << 30
+
+
+def flags_of(inode: int) -> list[set[str]]:
+    """The VmFlags of each mapping of that memfd (proc_pid_smaps(5))."""
+    found: list[set[str]] = []
+    mine = False
+    for line in Path("/proc/self/smaps").read_text(errors="replace").splitlines():
+        words = line.split()
+        if "-" in words[0] and not words[0].endswith(":"):
+            mine = "memfd:" in line and words[4] == str(inode)
+        elif mine and words[0] == "VmFlags:":
+            found.append(set(words[1:]))
+    return found
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_memory_is_part_of_core_dumps_only_if_that_was_asked_for(open_memory: Opener, wanted: bool) -> None:
+    memory = open_memory(core_dump=wanted)
+    memory.allocate(40 * MIB)
+    with Observer(memory.fileno()) as observer:
+        flags = flags_of(observer.inode)
+    assert flags
+    assert all(("dd" in each) is not wanted for each in flags), "dd: do not dump"
+
+
+def test_without_a_max_size_at_least_64_gibibytes_are_reserved() -> None:
+    before = virtual_bytes()
+    with memplat.open("memfd") as memory:
+        assert virtual_bytes() - before >= 64 << 30
+        memory.decref(memory.allocate(PAGE))
+
+
+def test_a_limit_on_address_space_makes_the_reservation_smaller_and_says_so() -> None:
+    script = """
+        import resource
+        import memplat
+        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+        with memplat.open("memfd") as memory:
+            assert memory.backend.notes, memory.backend
+            print(*memory.backend.notes)
+            pages = memory.allocate(64 << 20)
+            memory.write(pages, b"works")
+            memory.decref(pages)
+    """
+    status, output, errors = run_script(script)
+    assert status == 0, errors
+    assert "RLIMIT_AS" in output

@@ -59,9 +59,9 @@ class Worker:
         self.allocations = 0
 
     def run(self) -> None:
-        actions = (self.allocate, self.free, self.incref, self.look)
+        actions = (self.allocate, self.free, self.incref, self.look, self.decommit, self.transfer)
         for step in range(self.operations):
-            weights = (50, 35, 10, 5) if len(self.held) < 2_000 else (20, 65, 10, 5)
+            weights = (48, 33, 10, 5, 2, 2) if len(self.held) < 2_000 else (18, 63, 10, 5, 2, 2)
             self.chance.choices(actions, weights)[0]()
             if step % 997 == 0:
                 self.memory.update_usage()
@@ -136,6 +136,26 @@ class Worker:
             self.memory.incref(pages)
             for offset in range(pages.start, pages.end, PAGE):
                 self.held[offset].refs += 1
+
+    def decommit(self) -> None:
+        """The pages read as zero afterwards, whatever was there; they get new stamps."""
+        pages = self.some()
+        if pages is None:
+            return
+        self.memory.decommit(pages)
+        with self.memory.view(pages) as view:
+            assert not any(view[offset : offset + PAGE] != ZEROS for offset in range(0, pages.length, PAGE))
+            for offset in range(0, pages.length, PAGE):
+                stamp = self.held[pages.start + offset].stamp
+                view[offset : offset + len(stamp)] = stamp
+                view[offset + PAGE - len(stamp) : offset + PAGE] = stamp
+
+    def transfer(self) -> None:
+        pages = self.some()
+        if pages is not None:
+            self.memory.transfer(pages, self.number + THREADS)
+            assert self.memory.inspect(pages.start).owner == self.number + THREADS
+            self.memory.transfer(pages, self.number)
 
     def look(self) -> None:
         pages = self.some()
