@@ -20,7 +20,7 @@ from memplat.types import AllocationMode, Capability
 
 _MOST: Final = 512 * MIB
 #: What is left for the memory under test when another one holds the rest.
-_SCARCE: Final = 12 * MIB
+_SCARCE: Final = 6 * MIB
 
 
 @check("EXH-01", rule="11.1", needs=Capability.RESERVE, after="LIFE-04 GROW-02", forms="memplat_reserve")

@@ -83,7 +83,7 @@ def no_other_page_is_reported(case: Case) -> None:
     expect(not extra, f"{len(extra)} of {len(pages) - len(truth)} pages that cost nothing are reported: {_few(extra)}")
 
 
-@check("PROBE-03", rule="7.3", needs=Capability.SHARE, after="PROBE-01 PROBE-02 PROBE-04 SHARE-01")
+@check("PROBE-03", rule="7.3", needs=Capability.SHARE, after="PROBE-01 PROBE-02 SHARE-01")
 def pages_that_another_process_touched_are_reported(case: Case) -> None:
     """One's own page tables (mincore(2), /proc/self/pagemap, PAGEMAP_SCAN) do not show what others have touched."""
     memory = case.open()

@@ -36,7 +36,6 @@ libc.syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_uint64, ctypes.c_
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
-
 def checked(result: int | None, what: str) -> int:
     """The result of a C function, or the OSError that it stands for."""
     if result is None or result in (-1, ctypes.c_void_p(-1).value):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import threading
@@ -213,7 +212,7 @@ class DecommitCopiesBlocks(Decommitting):
         block = 64 * KIB
         for start, end in ranges:
             around = start // block * block, min(-(-end // block) * block, os.fstat(file.fd).st_size)
-            keep = [part for part in (around[0], start), (end, around[1]) if part[0] < part[1]]
+            keep = [part for part in ((around[0], start), (end, around[1])) if part[0] < part[1]]
             keep = [extent for part in keep for extent in held_of(file.fd, *part)]
             saved = [(low, os.pread(file.fd, high - low, low)) for low, high in keep]
             time.sleep(0.0005)
@@ -244,6 +243,3 @@ class SealedAgainstWriting(Decommitting):
             os.ftruncate(other, end - start)
             map_over(file.address + start, end - start, MAP_SHARED, other)
             os.close(other)
-
-
-__all__ = [name for name, value in list(globals().items()) if isinstance(value, type) and ctypes is not None]

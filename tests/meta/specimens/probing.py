@@ -15,8 +15,8 @@ from tests.meta.specimens.base import PAGE, Specimen, data_of, flat, held_of, se
 
 
 class Probing(Specimen):
-    """Its probe is what is broken. The engine asks memplat_probe_reserved about whatever the probe left out, so this one
-    answers for pages that were really reserved, and for no other.
+    """Its probe is what is broken. The engine asks memplat_probe_reserved about whatever the probe left out, so this
+    one answers for pages that were really reserved, and for no other.
     """
 
     def __init__(self, **how: Any) -> None:
@@ -74,7 +74,7 @@ class ProbeKnowsOnlyTheWholeFile(Probing):
 class ProbeSeesOnlyThisMapping(Probing):
     """/proc/self/pagemap: neither other processes, nor other mappings, nor system calls."""
 
-    fails = ("PROBE-04",)
+    fails = ("PROBE-03", "PROBE-04")
 
     def probe_wrongly(self, file: BackingFile, start: int, end: int) -> Sequence[int]:
         end = min(end, file.size)
@@ -85,17 +85,6 @@ class ProbeSeesOnlyThisMapping(Probing):
         entries = struct.unpack(f"<{len(raw) // 8}Q", raw)
         present = [start + number * PAGE for number, entry in enumerate(entries) if entry >> 62]
         return flat([(offset, offset + PAGE) for offset in present])
-
-
-class ProbeSeesOnlyThisProcess(Probing):
-    """It keeps what it saw of its own, and asks the host only whether it is still there."""
-
-    fails = ("PROBE-03",)
-
-    def probe_wrongly(self, file: BackingFile, start: int, end: int) -> Sequence[int]:
-        owner = os.getpid()
-        found = data_of(file.fd, start, end)
-        return flat([one for one in found if not os.pread(file.fd, 6, one[0]) == b"theirs" or owner == 0])
 
 
 class ProbeLooksAtTheContent(Probing):
