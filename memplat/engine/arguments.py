@@ -24,6 +24,7 @@ MAX_OFFSET: Final = (1 << 63) - 1
 
 #: Kinds that allocate takes, each with its canonical name.
 KINDS: Final[Mapping[str, str]] = {str(kind): str(kind) for kind in MemoryKind if kind is not MemoryKind.MAPPED}
+MEMBERS: Final[Mapping[str, MemoryKind]] = {str(kind): kind for kind in MemoryKind}
 MODES: Final[Mapping[str, AllocationMode]] = {str(mode): mode for mode in AllocationMode}
 DIRECTIONS: Final[Mapping[str, Direction]] = {str(direction): direction for direction in Direction}
 ACCESSES: Final[Mapping[str, Access]] = {str(access): access for access in Access}

@@ -19,6 +19,7 @@ from memplat.engine.arguments import (
     DIRECTIONS,
     KINDS,
     MAX_OFFSET,
+    MEMBERS,
     MODES,
     check_timeout,
     choose,
@@ -127,7 +128,7 @@ class MemoryFile(Edge):
         if type(owner) is not int or not 0 <= owner <= MAX_OWNER:
             refuse_owner(owner)
         chosen = self._default_mode if mode is None else choose(MODES, mode, "mode")
-        way = direction if direction is _UP else choose(DIRECTIONS, direction, "direction")
+        way = _UP if direction is _UP else choose(DIRECTIONS, direction, "direction")
         state = self._state
         if state.is_interrupted():
             raise reentrant()
@@ -144,10 +145,10 @@ class MemoryFile(Edge):
             refuse_length(length, self.page_size)
         request = AllocationRequest(
             length=length,
-            kind=MemoryKind(name),
+            kind=MEMBERS[name],
             owner=owner,
             mode=chosen,
-            direction=Direction(way),
+            direction=way,
             huge=bool(huge),
         )
         return self._allocator.allocate(request, fill)

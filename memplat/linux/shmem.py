@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from memplat.linux import extents as flat
-from memplat.linux.files import cachestat, seek_extents
+from memplat.linux.files import cachestat_raw, seek_extents
 from memplat.linux.filesystems import TMPFS_MAGIC, filesystem_magic
 from memplat.linux.pagemap import pagemap_scan
 from memplat.linux.system import PAGE_SIZE
@@ -46,7 +46,10 @@ def committed_extents(fd: int, start: int, end: int, address: int | None, mapped
     """
     if end - start <= _HALVING_BYTES and start < end <= mapped:
         # A part of what is ours: where all of it or nothing is held, as in most recycled ranges, one call tells.
-        halved = held_extents(fd, start, end, _HALVING_CALLS)
+        held = held_bytes(fd, start, end)
+        if held is not None and held >= end - start:
+            return array("q", (start, end)), "cachestat"
+        halved = flat.empty() if held == 0 else held_extents(fd, start, end, _HALVING_CALLS)
         if halved is not None:
             return halved, "cachestat"
     before = os.fstat(fd)
@@ -75,8 +78,8 @@ def held_bytes(fd: int, start: int, end: int) -> int | None:
 
     ``None`` where the kernel cannot tell.
     """
-    pages = cachestat(fd, start, end - start)
-    return None if pages is None else (pages.cache + pages.evicted) * PAGE_SIZE
+    counts = cachestat_raw(fd, start, end - start)
+    return None if counts is None else (counts[2] + counts[5]) * PAGE_SIZE  # in the cache, and evicted from it
 
 
 def held_extents(fd: int, start: int, end: int, max_calls: int | None = None) -> array[int] | None:
