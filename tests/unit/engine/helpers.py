@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import os
 import sys
 import threading
 import warnings
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 from memplat.memory import Memory
 from memplat.ranges import FileRange
 from memplat.types import Usage
-from tests.oracle import PAGE, Observer, positive
+from tests.oracle import PAGE, Observer, positive, tasks
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -126,6 +127,21 @@ def within(call: Callable[[], T], seconds: float = HANG_SECONDS) -> T:
         raise failure[0]
     result: T = outcome[0]
     return result
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Yield the processor until *condition* holds: for what the kernel finishes after the call that began it."""
+
+    def spin() -> None:
+        while not condition():
+            os.sched_yield()
+
+    within(spin)
+
+
+def threads_ended(count: int) -> None:
+    """Wait until the kernel has no more than *count* threads of this process; a joined one may still be on its way."""
+    until(lambda: tasks() <= count + 1)  # one is the thread that looks
 
 
 def together(*calls: Callable[[], object], seconds: float = HANG_SECONDS) -> None:

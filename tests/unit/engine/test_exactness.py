@@ -522,10 +522,15 @@ def swap_file(directory: Path, nbytes: int) -> Iterator[None]:
         subprocess.run(["swapoff", str(path)], check=True, capture_output=True)
 
 
-def swap_used(directory: Path) -> int:
-    """How much of the swap file in *directory* is in use, in bytes (proc_swaps(5))."""
-    lines = Path("/proc/swaps").read_text().splitlines()[1:]
-    return sum(int(line.split()[3]) * 1024 for line in lines if line.split()[0] == str(directory / "swap"))
+def swapped_bytes(mapping: RawMapping) -> int:
+    """How much of a mapping of shared memory is in swap, in bytes: ``Swap`` in /proc/self/smaps (proc_pid_smaps(5))."""
+    mine = False
+    for line in Path("/proc/self/smaps").read_text(errors="replace").splitlines():
+        if not line.split()[0].endswith(":"):
+            mine = line.startswith(f"{mapping.address:x}-")
+        elif mine and line.startswith("Swap:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("the mapping is not listed")
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -543,7 +548,7 @@ def test_pages_that_were_swapped_out(build: Callable[..., Scene], tmp_path: Path
         mapping = scene.observer.map(0, scene.observer.size)
         swapped = scene.swap_out(mapping)
         assert len(swapped) >= 0.9 * len(committed), f"only {len(swapped)} of {len(committed)} pages are in swap"
-        assert swap_used(tmp_path) >= 0.9 * len(committed) * PAGE, "and the swap file agrees"
+        assert swapped_bytes(mapping) >= 0.9 * len(committed) * PAGE, "and /proc/self/smaps agrees"
         assert scene.observer.committed_pages() == committed, "swapped out is committed all the same"
         scene.verify()
         assert len(scene.observer.swapped_pages()) >= 0.9 * len(committed), "measuring brings nothing back"

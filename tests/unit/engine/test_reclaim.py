@@ -14,7 +14,7 @@ from memplat.hookspecs import hookimpl
 from memplat.memory import Memory
 from memplat.ranges import FileRange
 from tests.oracle import PAGE, Observer, tasks
-from tests.unit.engine.helpers import MIB, check, committed, idle, is_zero, part, within, write_all
+from tests.unit.engine.helpers import MIB, check, committed, idle, is_zero, part, threads_ended, within, write_all
 
 Opener = Callable[..., Memory]
 
@@ -150,7 +150,7 @@ def test_the_reclaimer_starts_with_the_first_waste_and_not_before(open_memory: O
     memory.decref(pages)
     assert memory.wait_reclaimed(timeout=60)
     memory.close()
-    assert tasks() <= before
+    threads_ended(before)
 
 
 def test_waiting_without_waste_returns_at_once(open_memory: Opener) -> None:
