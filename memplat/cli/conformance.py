@@ -21,6 +21,7 @@ from memplat.conformance.report import Report, as_junit
 from memplat.conformance.runner import Runner
 from memplat.conformance.subject import Subject
 from memplat.conformance.values import parse_options
+from memplat.types import Capability
 
 
 @click.command()
@@ -35,6 +36,12 @@ from memplat.conformance.values import parse_options
     multiple=True,
     metavar="KEY=VALUE",
     help="An option of the backend, as in memplat.toml.",
+)
+@click.option(
+    "--without",
+    multiple=True,
+    type=click.Choice([str(name) for name in Capability]),
+    help="A capability that these options switch off.",
 )
 @click.option(
     "--check",
@@ -59,6 +66,7 @@ def conformance(
     names: Sequence[str],
     everything: bool,
     options: Sequence[str],
+    without: Sequence[str],
     wanted: Sequence[str],
     listing: bool,
     verbose: bool,
@@ -77,10 +85,10 @@ def conformance(
         return
     if everything == bool(names):
         raise click.UsageError("name backends, or say --all")
-    if everything and options:
+    if everything and (options or without):
         raise click.UsageError("options belong to one backend: name it in place of --all")
     reports, excuses = [], []
-    for title, item in _subjects(names, parse_options(options), everything=everything):
+    for title, item in _everything() if everything else _named(names, parse_options(options), without):
         if isinstance(item, str):
             excuses.append(f"{title}: not run, because {item}")
             continue
@@ -103,16 +111,18 @@ def _choose(wanted: Sequence[str]) -> list[Check]:
     return [one for one in checks if not asked or one.smoke or asked & {one.id, one.id.partition("-")[0]}]
 
 
-def _subjects(
-    names: Sequence[str], options: dict[str, Any], *, everything: bool
+def _named(
+    names: Sequence[str], options: dict[str, Any], without: Sequence[str]
 ) -> Iterator[tuple[str, Subject | str]]:
-    """What to test, each for as long as the caller is at it; a text is the reason why it cannot be had here."""
-    if not everything:
-        for name in names:
-            subject = Subject(name, options)
-            subject.load()  # an unknown name is wrong usage, not a backend that fails
-            yield name, subject
-        return
+    """What was asked for."""
+    for name in names:
+        subject = Subject(name, options, without=without)
+        subject.load()  # an unknown name is wrong usage, not a backend that fails
+        yield name, subject
+
+
+def _everything() -> Iterator[tuple[str, Subject | str]]:
+    """What the host has, each for as long as the caller is at it; a text is the reason why it cannot be had."""
     with swap() as reason:
         if reason:
             click.echo(reason, err=True)

@@ -47,7 +47,7 @@ class Case:
 
     def declares(self, capability: Capability) -> bool:
         """Whether the backend says that it has the capability."""
-        return capability in self.info.capabilities
+        return capability in self.subject.declared
 
     # -- memories -----------------------------------------------------------------------------------------------------
 
@@ -83,7 +83,8 @@ class Case:
         return align_up(max(_LEAST_MAX_SIZE, pages * size), size)
 
     def close_all(self) -> None:
-        """Close what the check left open."""
+        """Close what the check left open, here and in the other process."""
+        self.peer.forget()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
             while self._memories:

@@ -160,7 +160,8 @@ class Observer:
             figures = os.fstatvfs(own)
         if self.kind == HUGETLB:
             return free_huge_pages(figures.f_bsize) * figures.f_bsize
-        return figures.f_bavail * figures.f_frsize if figures.f_blocks else None
+        free = figures.f_bavail if os.geteuid() else figures.f_bfree  # root may use what is set aside for root
+        return free * figures.f_frsize if figures.f_blocks else None
 
     # -- in this process ----------------------------------------------------------------------------------------------
 

@@ -63,6 +63,11 @@ class Peer:
         """Hand a descriptor to the peer."""
         return PeerFile(self, int(self.request("keep", fd=fd)))
 
+    def forget(self) -> None:
+        """Have the peer let go of all that it holds, if it runs."""
+        if self._connection is not None:
+            self.request("drop_all")
+
     def request(self, name: str, *arguments: object, fd: int | None = None) -> Any:
         """Have the peer do something.
 

@@ -40,6 +40,12 @@ def drop(handle: int) -> None:
     os.close(_files.pop(handle))
 
 
+def drop_all() -> None:
+    """Let go of everything: a check has ended."""
+    for handle in list(_files):
+        drop(handle)
+
+
 def map_all(handle: int) -> int:
     """Map the file as it is now, and keep it mapped."""
     length = os.fstat(_files[handle]).st_size
@@ -101,7 +107,7 @@ def execute(handle: int, length: int) -> None:
 
 _REQUESTS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (drop, map_all, poke, peek, load, pwrite, punch, truncate, seal, execute)
+    for function in (drop, drop_all, map_all, poke, peek, load, pwrite, punch, truncate, seal, execute)
 }
 
 

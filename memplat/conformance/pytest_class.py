@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import pytest
@@ -10,6 +10,8 @@ import pytest
 from memplat.conformance.registry import Check, all_checks
 from memplat.conformance.report import Result, Status
 from memplat.conformance.sessions import Session, session_of
+from memplat.conformance.subject import Subject
+from memplat.types import Capability
 
 
 class BackendConformance:
@@ -26,6 +28,8 @@ class BackendConformance:
     """The name of the backend, or the plugin itself: a module, an object, a class."""
     options: ClassVar[Mapping[str, Any]] = {}
     """Its options."""
+    without: ClassVar[Collection[Capability | str]] = ()
+    """Capabilities that the backend declares and that these options switch off."""
     title: ClassVar[str] = ""
     """What to call it in reports; the backend's name unless it is given."""
 
@@ -38,22 +42,34 @@ class BackendConformance:
         if not cls.__test__ and cls.__name__.startswith("Test"):
             raise TypeError(f'{cls.__name__} does not say which backend it tests: add backend = "mine"')
 
-    @classmethod
-    def conformance_options(cls) -> Mapping[str, Any]:
-        """The options, asked for once before the first test: override it where they are known only then."""
-        return cls.options
+    @pytest.fixture
+    def conformance_options(self) -> Mapping[str, Any]:
+        """The options: override it where they come from other fixtures. What the first test gets counts for all."""
+        return self.options
 
     @pytest.fixture
-    def conformance_session(self, request: pytest.FixtureRequest) -> Session:
+    def conformance_session(self, request: pytest.FixtureRequest, conformance_options: Mapping[str, Any]) -> Session:
         """The results of this class so far."""
         cls = type(self)
-        return session_of(cls, lambda: (cls.backend, cls.conformance_options(), cls.title), request.config)
+        return session_of(
+            cls, lambda: Subject(cls.backend, conformance_options, cls.title, without=cls.without), request.config
+        )
+
+    def conformance_not_applicable(self, result: Result) -> None:
+        """A check says nothing about this backend, here: the test is skipped. Override it to be stricter: to fail where
+        the host has to offer what the check needs, or to let pass what cannot be otherwise.
+        """
+        pytest.skip(f"{result.check.id} {result.message}")
 
 
 def _test_of(one: Check) -> Any:
-    def test(self: BackendConformance, conformance_session: Session) -> None:  # noqa: ARG001 -- pytest's form
+    def test(self: BackendConformance, conformance_session: Session) -> None:
         __tracebackhide__ = True
-        _tell(conformance_session.result(one), conformance_session)
+        result = conformance_session.result(one)
+        if result.status is Status.NOT_APPLICABLE:
+            self.conformance_not_applicable(result)
+        elif result.status is not Status.PASSED:
+            _tell(result, conformance_session)
 
     test.__name__ = one.test_name
     test.__qualname__ = f"{BackendConformance.__name__}.{one.test_name}"
@@ -70,10 +86,9 @@ def _tell(result: Result, session: Session) -> None:
             f"{one.id} {one.sentence}{cause}\n\n{result.message}\n\nto mend (rule {one.rule}): {one.mend}",
             pytrace=False,
         )
-    if result.status is Status.NOT_RUN and not session.smoke_was_shown:
+    if not session.smoke_was_shown:
         pytest.fail(f"{one.id} {result.message}\n\n{session.smoke_failures()}", pytrace=False)
-    if result.status is not Status.PASSED:
-        pytest.skip(f"{one.id} {result.message}")
+    pytest.skip(f"{one.id} {result.message}")
 
 
 def _add_tests() -> None:

@@ -53,6 +53,8 @@ class Report:
     """``None`` if the backend could not even introduce itself."""
     results: Sequence[Result]
     seconds: float
+    without: frozenset[Capability] = frozenset()
+    """Capabilities that the options switch off."""
 
     def count(self, status: Status) -> int:
         """How many checks came to *status*."""
@@ -76,7 +78,7 @@ class Report:
     @property
     def declared(self) -> list[str]:
         """The declared capabilities, by name."""
-        return sorted(map(str, self.info.capabilities)) if self.info is not None else []
+        return sorted(map(str, self.info.capabilities - self.without)) if self.info is not None else []
 
     @property
     def undeclared(self) -> list[str]:
@@ -114,7 +116,8 @@ class Report:
             return ""
         missing = [str(one) for one in Capability if one not in self.info.capabilities]
         works = [f"{name} (works, could be declared)" if name in self.undeclared else name for name in missing]
-        return f"; not declared: {', '.join(works)}" if works else ""
+        off = f"; switched off by the options: {', '.join(sorted(self.without))}" if self.without else ""
+        return (f"; not declared: {', '.join(works)}" if works else "") + off
 
     def _failed(self) -> str:
         failed = f"{len(self.failures)} failed"

@@ -92,7 +92,7 @@ class Runner:
         seconds = time.monotonic() - started
         if undeclared:
             works = None if verdict.status is Status.NOT_APPLICABLE else verdict.status is Status.PASSED
-            return Result(one, Status.NOT_APPLICABLE, f"{one.needs} is not declared", seconds=seconds, works=works)
+            return Result(one, Status.NOT_APPLICABLE, self._why_not(one), seconds=seconds, works=works)
         return Result(one, verdict.status, verdict.message, hook=verdict.hook, seconds=seconds)
 
     # -- one check ----------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class Runner:
 
     def _declared(self) -> frozenset[Capability] | None:
         try:
-            return self._subject.info.capabilities
+            return self._subject.declared
         except MemplatError:
             return None
 
@@ -172,6 +172,10 @@ class Runner:
             return self._subject.info.contract_level
         except MemplatError:
             return CONTRACT_LEVEL
+
+    def _why_not(self, one: Check) -> str:
+        off = one.needs in self._subject.without
+        return f"{one.needs} is {'switched off by the options' if off else 'not declared'}"
 
     def hold_back(self, one: Check, broken: Sequence[Check]) -> Result:
         """The result of a check that is not run, because the smoke tier failed."""
@@ -184,7 +188,7 @@ class Runner:
             info = self._subject.info
         except MemplatError:
             info = None
-        return Report(self._subject.title, self._subject.name, info, explain(results), seconds)
+        return Report(self._subject.title, self._subject.name, info, explain(results), seconds, self._subject.without)
 
 
 def explain(results: Sequence[Result]) -> tuple[Result, ...]:

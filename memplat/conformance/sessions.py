@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from memplat.conformance.registry import Check, all_checks
 from memplat.conformance.report import Report, Result, Status
@@ -74,11 +74,10 @@ class Session:
 _sessions: dict[type, Session] = {}
 
 
-def session_of(cls: type, what: Callable[[], tuple[object, Mapping[str, Any], str]], config: pytest.Config) -> Session:
-    """The session of a class of tests. *what* gives backend, options and title when they are first needed."""
+def session_of(cls: type, make_subject: Callable[[], Subject], config: pytest.Config) -> Session:
+    """The session of a class of tests."""
     if cls not in _sessions:
-        backend, options, title = what()
-        _sessions[cls] = Session(Subject(backend, options, title))
+        _sessions[cls] = Session(make_subject())
         config.add_cleanup(lambda: _end(cls))
     return _sessions[cls]
 

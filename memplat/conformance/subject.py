@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import attrs
@@ -10,7 +10,7 @@ import attrs
 from memplat import config, opening, plugins
 from memplat.errors import ConfigError
 from memplat.memory import Memory
-from memplat.types import BackendInfo, EngineOptions
+from memplat.types import BackendInfo, Capability, EngineOptions
 
 #: What the options may hold beside those of the backend: what every memory has.
 _ENGINE: Final = frozenset(field.name for field in attrs.fields(EngineOptions))
@@ -22,12 +22,21 @@ class Subject:
     No configuration file has a say: what is tested is what is written here.
 
     :ivar options: options of the backend; those that every memory has are passed on, too
+    :ivar without: capabilities that the backend declares and that these options switch off
     :ivar title: what to call it in reports
     """
 
-    def __init__(self, backend: object, options: Mapping[str, Any] | None = None, title: str = "") -> None:
+    def __init__(
+        self,
+        backend: object,
+        options: Mapping[str, Any] | None = None,
+        title: str = "",
+        *,
+        without: Collection[Capability | str] = (),
+    ) -> None:
         self.backend = backend
         self.options = dict(options or {})
+        self.without = frozenset(map(Capability, without))
         self._loaded: plugins.Backend | None = None
         self.title = title or self.name
 
@@ -53,6 +62,11 @@ class Subject:
     def info(self) -> BackendInfo:
         """What the backend says about itself."""
         return self.load().info
+
+    @property
+    def declared(self) -> frozenset[Capability]:
+        """The capabilities that have to be there: with these options."""
+        return self.info.capabilities - self.without
 
     def own_options(self) -> Any:
         """The instance of the backend's options class that its hooks get; ``None`` if it has no such class.

@@ -67,13 +67,13 @@ def a_reservation_that_fails_leaves_nothing_reserved(case: Case) -> None:
     case.fill(memory, held := case.allocate(memory, 1, mode=AllocationMode.RESERVED))
     spent, free = observer.data_bytes(), observer.capacity() or 0
     try:
-        memory.allocate(align_up(free + 4 * MIB, memory.page_size), mode=AllocationMode.RESERVED)
+        memory.allocate(align_up(4 * free + 16 * MIB, memory.page_size), mode=AllocationMode.RESERVED)
     except OutOfMemory:
         now = observer.data_bytes()
         expect(now <= spent, f"a reservation that failed left {now - spent} bytes behind")
         expect(case.filled(memory, held), "a reservation that failed changed pages that were reserved before")
         return
-    case.fail(f"more was reserved than the host has: {free + 4 * MIB} of {free} bytes")
+    case.fail(f"more was reserved than the host has: {4 * free + 16 * MIB} of {free} bytes")
 
 
 @check("EXH-04", rule="11.4", needs=Capability.RESERVE, after="EXH-02 EXH-03 DECOM-02")
@@ -102,41 +102,62 @@ def reserved_pages_can_be_touched_when_the_host_fills_up_later(case: Case) -> No
     """Room that was there when the pages were reserved may be gone when they are touched: it has to be taken
     at once.
     """
-    memory = _open_on_scarce_host(case)
+    memory = case.open(max_size=_MOST * 2)
+    _room_on_scarce_host(case, memory)
     count = max(2, 2 * MIB // memory.page_size)
     promised = case.allocate(memory, count, mode=AllocationMode.RESERVED)
-    other = case.open(max_size=_MOST * 2)
-    _take_all(case, other)
+    _take_all(case, case.open(max_size=_MOST * 2))
     case.fill(memory, promised)
     expect(case.filled(memory, promised), "reserved pages do not hold what was written on a full host")
 
 
-def _open_on_scarce_host(case: Case) -> Memory:
-    """A memory on a host that has little left, because another memory holds the rest.
+def _room_on_scarce_host(case: Case, memory: Memory) -> int:
+    """What the host has left.
 
-    :raises NotApplicableError: if the host is too large to be exhausted, or too small to be used
+    :raises NotApplicableError: if it is too large to be exhausted, or too small to be used
     """
-    ballast = case.open(max_size=_MOST * 2)
-    observer = case.observer(ballast)
+    observer = case.observer(memory)
     free = observer.capacity()
     if free is None:
         case.skip("neither a file system nor a pool bounds the file: all of the host would have to be used up")
     if free > _MOST:
         case.skip(f"the host has {format_size(free)} free here, and a check uses up at most {format_size(_MOST)}")
-    page = ballast.page_size
-    least = max(_SCARCE, 4 * page)
+    least = _least(memory)
     if free < least:
         os.sync()  # btrfs gives the space of a deleted file back with its next transaction
         free = observer.capacity() or 0
     if free < least:
         case.skip(f"needs {format_size(least)}, and the host has {format_size(free)} free here")
-    most = free
+    return free
+
+
+def _least(memory: Memory) -> int:
+    return align_up(max(_SCARCE, 4 * memory.page_size), memory.page_size)
+
+
+def _open_on_scarce_host(case: Case) -> Memory:
+    """A memory on a host that has little left, because another memory holds the rest.
+
+    :raises NotApplicableError: as above
+    """
+    ballast, memory = (case.open(max_size=_MOST * 2) for _ in range(2))
+    most = _room_on_scarce_host(case, ballast)
+    observer, least, page = case.observer(ballast), _least(memory), memory.page_size
+    held: list[FileRange] = []
     while (surplus := align_down(min(most, ((observer.capacity() or 0) - least) // 2), page)) > MIB:
         try:
-            ballast.allocate(surplus, mode=AllocationMode.RESERVED)
+            held.append(ballast.allocate(surplus, mode=AllocationMode.RESERVED))
         except OutOfMemory:  # the free space was not all to be had
             most = surplus // 2
-    return case.open(max_size=_MOST * 2)
+    while held:
+        try:
+            memory.decref(memory.allocate(least // 2, mode=AllocationMode.RESERVED))
+            break
+        except OutOfMemory:  # nor is what is left
+            ballast.decref(held.pop())
+            ballast.reclaim()
+    memory.reclaim()
+    return memory
 
 
 def _take_all(case: Case, memory: Memory) -> list[FileRange]:

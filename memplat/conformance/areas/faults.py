@@ -14,7 +14,7 @@ from memplat.conformance.registry import check
 from memplat.conformance.verdict import expect
 from memplat.errors import MemplatError, OutOfMemory
 from memplat.ranges import MIB, FileRange
-from memplat.types import AllocationMode
+from memplat.types import AllocationMode, Capability
 
 _TICK_SECONDS: Final = 0.001
 _SIGNALS: Final = 50
@@ -64,7 +64,7 @@ def signals_do_not_disturb(case: Case) -> None:
     memory = case.open()
     observer = case.observer(memory)
     count = case.pages(memory, _INTERRUPTED_BYTES // memory.page_size or 1, 1)
-    mode = AllocationMode.RESERVED if "reserve" in case.info.capabilities else AllocationMode.COMMITTED
+    mode = AllocationMode.RESERVED if case.declares(Capability.RESERVE) else AllocationMode.COMMITTED
     while count > 1:  # as much as there is room for when nothing disturbs
         try:
             memory.decref(memory.allocate(count * memory.page_size, mode=mode))
