@@ -21,6 +21,7 @@ from memplat.types import AllocationMode, Capability
 _MOST: Final = 512 * MIB
 #: What is left for the memory under test when another one holds the rest.
 _SCARCE: Final = 6 * MIB
+_SAMPLED: Final = 200
 
 
 @check("EXH-01", rule="11.1", needs=Capability.RESERVE, after="LIFE-04 GROW-02", forms="memplat_reserve")
@@ -52,11 +53,11 @@ def an_exhausted_host_is_out_of_memory_and_never_a_signal(case: Case) -> None:
     be touched.
     """
     memory = _open_on_scarce_host(case)
-    pieces = _take_all(case, memory)
-    for piece in pieces:
-        case.fill(memory, piece)
-    lost = [piece for piece in pieces if not case.filled(memory, piece)]
-    expect(not lost, f"of {len(pieces)} reserved ranges {len(lost)} do not hold what was written: {lost[:4]}")
+    pages = _sample(memory, _take_all(case, memory))
+    for page in pages:
+        case.fill(memory, page)
+    lost = [page for page in pages if not case.filled(memory, page)]
+    expect(not lost, f"of {len(pages)} reserved pages {len(lost)} do not hold what was written: {lost[:4]}")
 
 
 @check("EXH-03", rule="11.3", needs=Capability.RESERVE, after="EXH-01 EXH-02")
@@ -89,12 +90,11 @@ def what_was_freed_can_be_reserved_again(case: Case) -> None:
     again = _take_all(case, memory)
     had, got = (sum(piece.length for piece in taken) for taken in (pieces, again))
     expect(got >= had * 3 // 4, f"{had} bytes could be reserved, and only {got} again after they were freed")
-    for piece in again:
-        case.fill(memory, piece, 2)
-    expect(
-        all(case.filled(memory, piece, 2) for piece in again),
-        "pages that were reserved again lost their content",
-    )
+    pages = _sample(memory, again)
+    for page in pages:
+        case.fill(memory, page, 2)
+    lost = [page for page in pages if not case.filled(memory, page, 2)]
+    expect(not lost, f"of {len(pages)} pages that were reserved again {len(lost)} lost their content")
 
 
 @check("EXH-05", rule="11.5", needs=Capability.RESERVE, after="EXH-01 EXH-02")
@@ -158,6 +158,14 @@ def _open_on_scarce_host(case: Case) -> Memory:
             ballast.reclaim()
     memory.reclaim()
     return memory
+
+
+def _sample(memory: Memory, pieces: list[FileRange]) -> list[FileRange]:
+    """Single pages of all pieces, the first and the last among them. Not all: btrfs takes 14 ms for each when full."""
+    page = memory.page_size
+    every = [start for piece in pieces for start in range(*piece, page)]
+    chosen = {*every[:: -(-len(every) // _SAMPLED)], every[-1], *(piece.start for piece in pieces)}
+    return [FileRange(start, start + page) for start in sorted(chosen)]
 
 
 def _take_all(case: Case, memory: Memory) -> list[FileRange]:
