@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -12,7 +13,15 @@ from typing import Final
 
 from benchmarks.groups import GROUPS
 from benchmarks.harness import RUNS, BenchmarkError, Row, run_group
-from benchmarks.report import Report, describe_environment, markdown, read_report, sections, targets_text
+from benchmarks.report import (
+    Report,
+    describe_environment,
+    markdown,
+    read_report,
+    sections,
+    targets_text,
+    waited_seconds,
+)
 
 _PAGE: Final = "docs/benchmarks.md"
 
@@ -51,11 +60,15 @@ def _measure_group(name: str, size: str, runs: int) -> list[Row]:
 def _measure(names: Sequence[str], size: str, runs: int) -> Report:
     """Each group in a process of its own, so that none suffers from the memory that another one left behind."""
     environment = describe_environment(size, runs)
+    started, waited = time.monotonic(), waited_seconds()
     rows: list[Row] = []
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
         for name in names:
             rows += pool.submit(_measure_group, name, size, runs).result()
+    if waited is not None and (now_waited := waited_seconds()) is not None:
+        share = (now_waited - waited) / (time.monotonic() - started)
+        environment["quiet"] = f"some task waited for a processor {share:.0%} of the time"
     return Report(environment, tuple(rows))
 
 

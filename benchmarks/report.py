@@ -76,6 +76,17 @@ def describe_environment(size: str, runs: int) -> dict[str, str]:
     }
 
 
+def waited_seconds() -> float | None:
+    """How long some task has waited for a processor since the host was started; ``None`` without pressure information.
+    /proc/pressure/cpu: "some avg10=0.00 avg60=0.00 avg300=0.00 total=N", N in microseconds.
+    """
+    try:
+        some = Path("/proc/pressure/cpu").read_text(encoding="utf-8").splitlines()[0]
+    except OSError:
+        return None
+    return int(some.rpartition("=")[2]) / 1e6
+
+
 def _processor() -> str:
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")
