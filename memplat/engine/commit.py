@@ -56,6 +56,7 @@ class Scanner:
         self._started = 0
         self._finished = 0
         self._known: array[int] | None = None
+        self._known_total = 0
         self._seen_changes = -1
         self._external: dict[int, int] = {}
         self._peak = 0
@@ -152,6 +153,8 @@ class Scanner:
             extents = finding.extents
             if meanwhile:
                 extents = flat.subtract(extents, _extents_of(meanwhile))
+            if extents is not self._known:
+                self._known_total = flat.total(extents)
             self._known = extents if quiet and finding.proven else None
             if finding.method == "known" and self.last is not None and state.table.changes == self._seen_changes:
                 return attrs.evolve(self.last, as_of=as_of, method="unchanged", **self._ours_locked())
@@ -169,7 +172,8 @@ class Scanner:
         before = state.storage()
         # Nobody but the engine takes pages away, so what was known is still there: if it is all there is, it is known.
         # A peer could have punched one page and touched another.
-        if known is not None and not state.peers and flat.total(known) + before.overhead == before.total:
+        known_total = self._known_total if known is self._known else flat.total(known or ())
+        if known is not None and not state.peers and known_total + before.overhead == before.total:
             return _Finding("known", known, before, proven=True, moved=False)
         state.file.probe_method = ""
         end = align_up(os.fstat(state.file.fd).st_size, state.file.page_size)
