@@ -31,6 +31,7 @@ BLOCK: Final = 64 * KIB
 #: One byte for each page of a block: what a touch writes.
 STAMP: Final = b"\1" * (BLOCK // PAGE)
 
+_COMPILER: Final = "cc"
 _ARENA_PAGES: Final = 1024
 _EXTENTS: Final = 65_536
 _EXTENT_GAP: Final = 4 * GIB // _EXTENTS
@@ -144,13 +145,17 @@ def _timed(step: Callable[[], object], n: int) -> int:
     return time.perf_counter_ns() - started
 
 
+def is_compiled() -> bool:
+    """Whether the host's steps are timed in C here."""
+    return shutil.which(_COMPILER) is not None
+
+
 def _compile(directory: str) -> _Compiled | None:
-    compiler = shutil.which("cc")
-    if compiler is None:
+    if not is_compiled():
         return None
     library = Path(directory) / "calibrators.so"
     source = Path(__file__).with_suffix(".c")
-    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
+    subprocess.run([_COMPILER, "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
     return _Compiled(ctypes.CDLL(str(library)))
 
 

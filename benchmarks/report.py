@@ -71,6 +71,7 @@ def describe_environment(size: str, runs: int) -> dict[str, str]:
         "kernel": platform.release(),
         "processors": f"{os.cpu_count()} x {_processor()}",
         "load": " ".join(f"{load:.2f}" for load in os.getloadavg()) + " (1, 5, 15 minutes, at the start)",
+        "calibrators": "in C" if calibrators.is_compiled() else "through Python: there is no compiler",
         "sizes": size,
         "runs": str(runs),
     }
@@ -98,11 +99,16 @@ def _processor() -> str:
 # ---- text ------------------------------------------------------------------------------------------------------------
 
 
+def _figure(value: float) -> str:
+    """Three digits, or all of those before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
 def format_seconds(*seconds: float) -> str:
     """Durations in the unit that suits the middle one, which stands out if there are three."""
     middle = sorted(seconds)[len(seconds) // 2]
     scale, unit = next(((s, u) for s, u in _UNITS if middle >= s), _UNITS[-1])
-    figures = [f"{value / scale:#.3g}".rstrip(".") for value in seconds]
+    figures = [_figure(value / scale) for value in seconds]
     if len(figures) == 3:
         figures[1] = f"**{figures[1]}**"
     return " / ".join(figures) + f" {unit}"
@@ -113,7 +119,7 @@ def _spread(values: Sequence[float], median: float) -> tuple[float, float, float
 
 
 def _format_ratio(row: Row) -> str:
-    figures = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in _spread(row.ratios, row.ratio)]
+    figures = [_figure(value) for value in _spread(row.ratios, row.ratio)]
     return f"{figures[0]} / **{figures[1]}** / {figures[2]} x {row.calibrator}"
 
 
@@ -139,7 +145,7 @@ def _format_advantage(row: Row) -> str:
     times = advantage(row)
     if times is None:
         return ""
-    return f"{times:.3g} x slower" if times > 1 else f"**{1 / times:.3g} x faster**"
+    return f"{_figure(times)} x slower" if times > 1 else f"**{_figure(1 / times)} x faster**"
 
 
 def _line(row: Row) -> tuple[str, ...]:
@@ -199,9 +205,9 @@ def _summary(report: Report) -> str:
     faster = sorted((pair for pair in known if pair[0] <= 1), key=lambda pair: pair[0])
     lines = ["## Where Go is faster, and where it is not\n"]
     lines += ["Today's gVisor, compiled Go, is faster in:\n"] if slower else []
-    lines += [f"- {row.group}, {row.case}: {times:.3g} times" for times, row in slower]
+    lines += [f"- {row.group}, {row.case}: {_figure(times)} times" for times, row in slower]
     lines += ["\nmemplat, in Python, is faster in:\n"] if faster else []
-    lines += [f"- {row.group}, {row.case}: {1 / times:.3g} times" for times, row in faster]
+    lines += [f"- {row.group}, {row.case}: {_figure(1 / times)} times" for times, row in faster]
     return "\n".join(lines) + "\n"
 
 
