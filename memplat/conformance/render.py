@@ -11,6 +11,7 @@ from rich.text import Text
 from memplat.conformance.registry import AREAS
 from memplat.conformance.report import Report, Result, Status
 
+_IDS_WIDTH: Final = 18
 _MARKS: Final = {
     Status.PASSED: Text("passed", "green"),
     Status.FAILED: Text("FAILED", "bold red"),
@@ -22,13 +23,16 @@ _MARKS: Final = {
 def show(console: Console, report: Report, *, verbose: bool) -> None:
     """The table, what to mend, and the statement. Passed checks are counted, or listed if *verbose*."""
     table = Table(title=report.title, title_justify="left", title_style="bold", expand=False)
-    table.add_column("check", no_wrap=True)
+    table.add_column("check", max_width=_IDS_WIDTH)
     table.add_column("result", no_wrap=True)
     table.add_column("what")
     for area in AREAS:
         results = [result for result in report.results if result.check.area == area]
         if results:
             _add_area(table, area, results, verbose=verbose)
+            table.add_section()
+    if held := [result for result in report.results if result.status is Status.NOT_RUN]:
+        table.add_row(f"{len(held)} others", _MARKS[Status.NOT_RUN], Text(held[0].message, "yellow"))
     console.print(table)
     for result in report.roots:
         _show_failure(console, report, result)
@@ -38,24 +42,24 @@ def show(console: Console, report: Report, *, verbose: bool) -> None:
 
 def _add_area(table: Table, area: str, results: list[Result], *, verbose: bool) -> None:
     passed = [result for result in results if result.status is Status.PASSED]
-    shown = results if verbose else [result for result in results if result.status is not Status.PASSED]
     if passed and not verbose:
         table.add_row(AREAS[area], Text(f"{len(passed)} passed", "green"), Text(area, "dim"))
-    held = [result for result in shown if result.status is Status.NOT_RUN]
-    for result in shown:
-        if result.status is not Status.NOT_RUN or verbose:
+    excused: dict[str, list[str]] = {}
+    for result in results:
+        if result.status is Status.FAILED or (verbose and result.status is Status.PASSED):
             table.add_row(result.check.id, _MARKS[result.status], _what(result))
-    if held and not verbose:
-        table.add_row(AREAS[area], Text(f"{len(held)} not run", "yellow"), Text(area, "dim"))
-    table.add_section()
+        elif result.status is Status.NOT_APPLICABLE:
+            excused.setdefault(result.message, []).append(result.check.id)
+    for reason, ids in excused.items():
+        table.add_row(", ".join(ids), _MARKS[Status.NOT_APPLICABLE], Text(reason, "dim"))
 
 
 def _what(result: Result) -> Text:
     text = Text(result.check.sentence)
     if result.follows:
         text.append(f"\nfollows from {result.follows}", "yellow")
-    elif result.status is not Status.PASSED:
-        text.append(f"\n{result.message.partition(chr(10))[0]}", "red" if result.status is Status.FAILED else "dim")
+    elif result.status is Status.FAILED:
+        text.append(f"\n{result.message.partition(chr(10))[0]}", "red")
     return text
 
 

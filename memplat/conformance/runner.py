@@ -71,8 +71,8 @@ class Runner:
         chosen = tuple(all_checks() if checks is None else checks)
         results: list[Result] = []
         for one in chosen:
-            broken = [result.check for result in results if result.check.smoke and result.status is Status.FAILED]
-            result = self.hold_back(one, broken) if gated and broken and not one.smoke else self.check(one)
+            broken = [] if one.smoke else roots_of_smoke(results)
+            result = self.hold_back(one, broken) if gated and broken else self.check(one)
             results.append(result)
             if tell is not None:
                 tell(result)
@@ -206,6 +206,12 @@ def explain(results: Sequence[Result]) -> tuple[Result, ...]:
     return tuple(explained)
 
 
+def roots_of_smoke(results: Sequence[Result]) -> list[Check]:
+    """The failed checks of the smoke tier that no other one explains."""
+    smoke = [result for result in explain(results) if result.check.smoke]
+    return [result.check for result in smoke if result.status is Status.FAILED and not result.follows]
+
+
 def _hook_of(error: BaseException | None) -> str | None:
     """The hook that a :class:`PluginError` among the causes of *error* names."""
     while error is not None:
@@ -221,4 +227,4 @@ def _origin(error: BaseException) -> str:
     return "".join(f"\n  {frame.filename}:{frame.lineno} in {frame.name}: {frame.line}" for frame in frames)
 
 
-__all__ = ["Runner", "Verdict", "explain"]
+__all__ = ["Runner", "Verdict", "explain", "roots_of_smoke"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from memplat.conformance.registry import Check, all_checks
 from memplat.conformance.report import Report, Result, Status
-from memplat.conformance.runner import Runner, explain
+from memplat.conformance.runner import Runner, explain, roots_of_smoke
 from memplat.conformance.subject import Subject
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Session:
             for first in all_checks():
                 if first.smoke:
                     self._run(first)
-            if broken := self._broken_smoke():
+            if broken := roots_of_smoke(list(self._results.values())):
                 self._results[one.id] = self._runner.hold_back(one, broken)
                 return self._results[one.id]
         if self._run(one).status is Status.FAILED:
@@ -47,7 +47,7 @@ class Session:
 
     def smoke_failures(self) -> str:
         """What failed in the smoke tier, and what to mend."""
-        failed = [self._results[check.id] for check in self._broken_smoke()]
+        failed = [self._results[check.id] for check in roots_of_smoke(list(self._results.values()))]
         return "\n".join(f"{one.check.id} {one.check.sentence}: {one.message}\n{one.check.mend}" for one in failed)
 
     def report(self) -> Report:
@@ -63,11 +63,6 @@ class Session:
         if one.id not in self._results:
             self._results[one.id] = self._runner.check(one)
         return self._results[one.id]
-
-    def _broken_smoke(self) -> list[Check]:
-        return [
-            result.check for result in self._results.values() if result.check.smoke and result.status is Status.FAILED
-        ]
 
 
 #: The sessions of the pytest run, by the class whose tests they belong to.

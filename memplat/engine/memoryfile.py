@@ -12,6 +12,8 @@ from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
+import attrs
+
 from memplat.engine import pages as states
 from memplat.engine.allocation import Allocator, preallocate
 from memplat.engine.arguments import (
@@ -71,7 +73,6 @@ class MemoryFile(Edge):
         options: EngineOptions,
         manager_owner: object | None = None,
     ) -> None:
-        self.backend = backend
         self._owner = manager_owner  # keeps the plugins alive
         self._default_mode = options.default_mode or backend.info.default_mode
         try:
@@ -79,6 +80,7 @@ class MemoryFile(Edge):
         except BaseException:
             hooks.memplat_close_file(file=file)
             raise
+        self.backend = backend = attrs.evolve(backend, notes=(*backend.notes, *mapping.notes))
         self._mapping = mapping
         state = EngineState(file, hooks, backend, options, mapping)
         super().__init__(state)

@@ -207,7 +207,7 @@ def test_without_an_own_mapping_the_probe_is_right_too(shared):
 
 
 def test_reserved_pages_are_all_named_where_the_host_cannot_tell(shared, monkeypatch):
-    monkeypatch.setattr(shmem, "cachestat", lambda *_: None)
+    monkeypatch.setattr(shmem, "cachestat_raw", lambda *_: None)
     assert shared.probe_reserved(shared.pages(2, 4), shared.pages(4, 5), shared.pages(8, 9)) == {2, 3, 4, 8}
 
 
@@ -220,7 +220,7 @@ def test_reserved_pages_are_found_among_many(shared):
 
 
 def test_an_old_kernel_reserves_and_rolls_back_what_it_can_see(monkeypatch):
-    monkeypatch.setattr(shmem, "cachestat", lambda *_: None)
+    monkeypatch.setattr(shmem, "cachestat_raw", lambda *_: None)
     with tmpfs_mount(8 * MIB) as path, opened(InDirectory(), path, SIZE) as hooked:
         hooked.touch(10)
         with pytest.raises(OSError, match="fallocate"):
