@@ -88,7 +88,7 @@ def data_of(fd: int, start: int, end: int) -> list[tuple[int, int]]:
 
 
 def seek(fd: int, start: int, end: int) -> list[tuple[int, int]]:
-    found = []
+    found: list[tuple[int, int]] = []
     while start < end:
         try:
             low = os.lseek(fd, start, os.SEEK_DATA)
