@@ -357,7 +357,8 @@ def test_an_interrupt_leaves_no_worker_behind(tmp_path: Path) -> None:
     pid_file, script, source = tmp_path / "pid", tmp_path / "worker.py", tmp_path / "source"
     source.write_text("some words")
     script.write_text(
-        "import os, signal\n"
+        "import os, signal, sys\n"
+        "sys.stdin.read()\n"  # not before the parent has it in its care
         f"open({str(pid_file)!r}, 'w').write(str(os.getpid()))\nos.kill(os.getppid(), signal.SIGINT)\nsignal.pause()\n"
     )
     code = (
