@@ -21,7 +21,7 @@ from memplat.conformance.report import Report, as_junit
 from memplat.conformance.runner import Runner
 from memplat.conformance.subject import Subject
 from memplat.conformance.values import parse_options
-from memplat.types import Capability
+from memplat.types import Availability, Capability
 
 
 @click.command()
@@ -117,7 +117,7 @@ def _named(
     """What was asked for."""
     for name in names:
         subject = Subject(name, options, without=without)
-        subject.load()  # an unknown name is wrong usage, not a backend that fails
+        subject.own_options()  # an unknown name or option is wrong usage, not a backend that fails
         yield name, subject
 
 
@@ -133,7 +133,19 @@ def _everything() -> Iterator[tuple[str, Subject | str]]:
                 except UnavailableError as error:
                     yield stand.title, str(error)
                     continue
-                yield stand.title, Subject(stand.backend, provided, stand.title)
+                subject = Subject(stand.backend, provided, stand.title)
+                yield stand.title, _why_not(subject) or subject
+
+
+def _why_not(subject: Subject) -> str:
+    """Why the backend cannot be used here; empty if it can, or if it is broken: then the suite has to say so."""
+    try:
+        said = subject.availability()
+    except Exception:  # noqa: BLE001 -- whatever a stranger's plugin raises: LIFE-01 and LIFE-02 tell
+        return ""
+    if not isinstance(said, Availability) or said.available:
+        return ""
+    return f"{said.reason} (remedy: {said.remedy})" if said.remedy else said.reason
 
 
 def _run(console: Console, subject: Subject, checks: Sequence[Check]) -> Report:

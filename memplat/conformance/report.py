@@ -121,12 +121,11 @@ class Report:
 
     def _failed(self) -> str:
         failed = f"{len(self.failures)} failed"
-        if self.failures:
-            failed += f" ({', '.join(result.check.id for result in self.roots)}"
-            failed += (
-                f"; {len(self.failures) - len(self.roots)} follow from them)" if self.failures != self.roots else ")"
-            )
-        return failed
+        if not self.failures:
+            return failed
+        more = len(self.failures) - len(self.roots)
+        named = ", ".join(result.check.id for result in self.roots)
+        return f"{failed} ({named}" + (f"; {more} more follow{'s' if more == 1 else ''})" if more else ")")
 
     def _not_run(self) -> str:
         return f", {self.count(Status.NOT_RUN)} not run" if self.count(Status.NOT_RUN) else ""

@@ -10,7 +10,7 @@ import attrs
 from memplat import config, opening, plugins
 from memplat.errors import ConfigError
 from memplat.memory import Memory
-from memplat.types import BackendInfo, Capability, EngineOptions
+from memplat.types import Availability, BackendInfo, Capability, EngineOptions
 
 #: What the options may hold beside those of the backend: what every memory has.
 _ENGINE: Final = frozenset(field.name for field in attrs.fields(EngineOptions))
@@ -76,6 +76,14 @@ class Subject:
         self.load()
         settings = config.load(self.backend, config=self._document(), backend_names={self.name}, environ={})
         return settings.backend_options(self.name, self.info.options)
+
+    def availability(self) -> Availability | None:
+        """What ``memplat_check`` says of these options.
+
+        :raises ConfigError: if the options do not suit the backend
+        """
+        hooks = plugins.hooks_of(plugins.build_manager(self.load().plugin))
+        return hooks.memplat_check(options=self.own_options())
 
     def open(self, **engine_options: Any) -> Memory:
         """Open a memory.

@@ -1,0 +1,5 @@
+from memplat.conformance import BackendConformance
+
+
+class TestDevshm(BackendConformance):
+    backend = "devshm"
