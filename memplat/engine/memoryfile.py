@@ -91,6 +91,7 @@ class MemoryFile(Edge):
         self._allocator = Allocator(state, self._reclaimer, self._io.write)
         state.memory = weakref.ref(self)
         self._finalizer = weakref.finalize(self, _abandon, state, self._reclaimer)
+        self._finalizer.atexit = False  # the kernel tidies up; daemon threads may still be in the middle of calls
         try:
             # IMA measures a file when it is first mapped executable: let that be now, not at a terabyte of holes.
             self._io.settle_ima()
