@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +87,17 @@ def conformance(
         raise click.UsageError("name backends, or say --all")
     if everything and (options or without):
         raise click.UsageError("options belong to one backend: name it in place of --all")
-    reports, excuses = [], []
+    reports: list[Report] = []
+    left_out: dict[str, str] = {}
     for title, item in _everything() if everything else _named(names, parse_options(options), without):
         if isinstance(item, str):
-            excuses.append(f"{title}: not run, because {item}")
+            left_out[title] = item
             continue
         report = _run(console, item, checks)
         show(console, report, verbose=verbose)
         reports.append(report)
-    _summarise(console, reports, excuses)
-    _write(reports, as_json, junit, markdown)
+    _summarise(console, reports, left_out)
+    _write(reports, left_out, as_json, junit, markdown)
     context.exit(0 if reports and all(report.conforms for report in reports) else 1)
 
 
@@ -145,7 +146,7 @@ def _why_not(subject: Subject) -> str:
         return ""
     if not isinstance(said, Availability) or said.available:
         return ""
-    return f"{said.reason} (remedy: {said.remedy})" if said.remedy else said.reason
+    return f"is not available: {said.reason}" + (f" (remedy: {said.remedy})" if said.remedy else "")
 
 
 def _run(console: Console, subject: Subject, checks: Sequence[Check]) -> Report:
@@ -165,22 +166,30 @@ def _list(console: Console, checks: Sequence[Check]) -> None:
     console.print(table)
 
 
-def _summarise(console: Console, reports: Sequence[Report], excuses: Sequence[str]) -> None:
-    for excuse in excuses:
-        console.print(excuse, style="yellow", soft_wrap=True)
+def _summarise(console: Console, reports: Sequence[Report], left_out: Mapping[str, str]) -> None:
+    for title, reason in left_out.items():
+        console.print(f"{title}: not run, because it {reason}", style="yellow", soft_wrap=True, markup=False)
     if len(reports) > 1:
         good = sum(report.conforms for report in reports)
         seconds = sum(report.seconds for report in reports)
         console.print(f"{good} of {len(reports)} conform ({seconds:.0f} s)", style="bold")
 
 
-def _write(reports: Sequence[Report], as_json: str | None, junit: str | None, markdown: str | None) -> None:
+def _write(
+    reports: Sequence[Report],
+    left_out: Mapping[str, str],
+    as_json: str | None,
+    junit: str | None,
+    markdown: str | None,
+) -> None:
     if as_json:
-        _put(as_json, json.dumps([report.as_dict() for report in reports], indent=2))
+        rest = [{"title": title, "conforms": None, "not_run": reason} for title, reason in left_out.items()]
+        _put(as_json, json.dumps([*(report.as_dict() for report in reports), *rest], indent=2))
     if junit:
-        _put(junit, as_junit(reports))
+        _put(junit, as_junit(reports, left_out))
     if markdown:
-        _put(markdown, "\n".join(report.as_markdown() for report in reports))
+        rest_lines = [f"{title}: not run, because it {reason}\n" for title, reason in left_out.items()]
+        _put(markdown, "\n".join([*(report.as_markdown() for report in reports), *rest_lines]))
 
 
 def _put(path: str, text: str) -> None:

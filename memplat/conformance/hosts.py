@@ -35,7 +35,13 @@ _SHMEM_SETTING: Final = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 
 
 class UnavailableError(Exception):
-    """The host lacks something, or only root may have it; the message says what."""
+    """The host lacks something, or only root may have it.
+
+    :param feature: what it lacks, in a word: ``root``, ``swap``, ``hugetlb``, ``thp``, or a file system
+    """
+
+    def __init__(self, feature: str, reason: str) -> None:
+        super().__init__(f"needs {feature}: {reason}")
 
 
 @attrs.frozen
@@ -54,19 +60,22 @@ class Stand:
 def stands() -> list[Stand]:
     """All of them: the built-in backends, then whatever else is installed, with its default options."""
     built_in = [
-        Stand("memfd", "memfd", lambda: contextlib.nullcontext({})),
+        Stand("memfd", "memfd", _nothing),
         Stand("memfd with huge pages (collapse)", "memfd", lambda: contextlib.nullcontext({"huge": "collapse"})),
         Stand("memfd with huge pages (advise)", "memfd", _advised_huge_pages),
         *(Stand(f"tmpfile on {name}", "tmpfile", _image_of(name)) for name in _IMAGES),
         Stand("tmpfile on tmpfs", "tmpfile", _tmpfs),
+        *([Stand("tmpfile where temporary files are made", "tmpfile", _nothing)] if os.geteuid() else []),
         Stand("hugetlb with pages of 2 MiB", "hugetlb", _huge_pages),
     ]
     others = [
-        Stand(record.name, record.name, lambda: contextlib.nullcontext({}))
-        for record in plugins.list_plugins()
-        if record.source != "built-in"
+        Stand(record.name, record.name, _nothing) for record in plugins.list_plugins() if record.source != "built-in"
     ]
     return built_in + others
+
+
+def _nothing() -> contextlib.AbstractContextManager[Mapping[str, Any]]:
+    return contextlib.nullcontext({})
 
 
 @contextlib.contextmanager
@@ -81,15 +90,15 @@ def swap() -> Iterator[str]:
             _need_root("adding swap")
             path.touch(mode=0o600)
             path.write_bytes(bytes(_SWAP_BYTES))  # swapon refuses holes
-            _run("mkswap", str(path))
-            _run("swapon", str(path))
+            _run("swap", "mkswap", str(path))
+            _run("swap", "swapon", str(path))
         except (UnavailableError, OSError) as reason:
-            yield f"no swap: {reason}"
+            yield f"there is no swap: {reason}"
             return
         try:
             yield ""
         finally:
-            _run("swapoff", str(path))
+            _run("swap", "swapoff", str(path))
 
 
 def _image_of(name: str) -> Callable[[], contextlib.AbstractContextManager[Mapping[str, Any]]]:
@@ -105,12 +114,12 @@ def _mounted_image(name: str) -> Iterator[Mapping[str, Any]]:
         target.mkdir()
         with image.open("wb") as file:
             file.truncate(size)
-        _run(f"mkfs.{name}", *arguments, str(image))
-        _run("mount", "-o", "loop", "-t", name, str(image), str(target))
+        _run(name, f"mkfs.{name}", *arguments, str(image))
+        _run(name, "mount", "-o", "loop", "-t", name, str(image), str(target))
         try:
             yield {"directory": str(target)}
         finally:
-            _run("umount", str(target))
+            _run(name, "umount", str(target))
 
 
 @contextlib.contextmanager
@@ -120,18 +129,18 @@ def _tmpfs() -> Iterator[Mapping[str, Any]]:
         return
     _need_root("mounting tmpfs")
     with tempfile.TemporaryDirectory(prefix="memplat-") as scratch:
-        _run("mount", "-t", "tmpfs", "-o", f"size={_TMPFS_BYTES}", "memplat-conformance", scratch)
+        _run("tmpfs", "mount", "-t", "tmpfs", "-o", f"size={_TMPFS_BYTES}", "memplat-conformance", scratch)
         try:
             yield {"directory": scratch}
         finally:
-            _run("umount", scratch)
+            _run("tmpfs", "umount", scratch)
 
 
 @contextlib.contextmanager
 def _huge_pages() -> Iterator[Mapping[str, Any]]:
     directory = Path(f"/sys/kernel/mm/hugepages/hugepages-{_HUGE_PAGE_SIZE // KIB}kB")
     if not directory.is_dir():
-        raise UnavailableError("the kernel has no huge pages of 2 MiB")
+        raise UnavailableError("hugetlb", "the kernel has no huge pages of 2 MiB")
     missing = _HUGE_PAGES - free_huge_pages(_HUGE_PAGE_SIZE)
     if missing <= 0:
         yield {"page_size": _HUGE_PAGE_SIZE}
@@ -141,7 +150,7 @@ def _huge_pages() -> Iterator[Mapping[str, Any]]:
     had = int((directory / "nr_hugepages").read_text())
     with _setting(directory / "nr_hugepages", str(had + missing)):
         if free_huge_pages(_HUGE_PAGE_SIZE) < _HUGE_PAGES:
-            raise UnavailableError(f"the host has no room for {missing} more huge pages of 2 MiB")
+            raise UnavailableError("hugetlb", f"the host has no room for {missing} more huge pages of 2 MiB")
         yield {"page_size": _HUGE_PAGE_SIZE}
 
 
@@ -149,7 +158,7 @@ def _huge_pages() -> Iterator[Mapping[str, Any]]:
 def _advised_huge_pages() -> Iterator[Mapping[str, Any]]:
     setting = _SHMEM_SETTING.read_text() if _SHMEM_SETTING.exists() else ""
     if not setting:
-        raise UnavailableError("the kernel has no transparent huge pages for memfds")
+        raise UnavailableError("thp", "the kernel has no transparent huge pages for memfds")
     if "[never]" not in setting and "[deny]" not in setting:
         yield {"huge": "advise"}
         return
@@ -173,16 +182,18 @@ def _setting(file: Path, value: str) -> Iterator[None]:
 
 def _need_root(what: str) -> None:
     if os.geteuid():
-        raise UnavailableError(f"{what} needs root")
+        raise UnavailableError("root", what)
 
 
-def _run(*command: str) -> None:
+def _run(feature: str, *command: str) -> None:
+    """Run a program of the host, for the sake of *feature*."""
     path = shutil.which(command[0], path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
     if path is None:
-        raise UnavailableError(f"{command[0]} is not installed")
+        raise UnavailableError(feature, f"{command[0]} is not installed")
     done = subprocess.run([path, *command[1:]], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UnavailableError(f"{' '.join(command)} failed: {done.stderr.strip() or done.stdout.strip()}")
+        told = done.stderr.strip() or done.stdout.strip()
+        raise UnavailableError(feature, f"{' '.join(command)} failed: {told}")
 
 
 __all__ = ["Stand", "UnavailableError", "stands", "swap"]

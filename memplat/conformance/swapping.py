@@ -31,7 +31,7 @@ def write_and_swap_out(case: Case, memory: Memory, pages: FileRange) -> None:
     if observer.kind != SHMEM:
         return
     if len(Path("/proc/swaps").read_text(encoding="utf-8").splitlines()) < 2:
-        case.skip("the host has no swap (swapon a file of 64 MiB to have it checked)")
+        case.skip("needs swap: the host has none (swapon a file of 64 MiB to have this checked)")
     swapped = 0
     for _ in range(_ATTEMPTS):
         swapped = max(swapped, _page_out(observer, pages))

@@ -31,8 +31,8 @@ class StrictConformance(BackendConformance):
             return
         if one.needs in self.without and result.message == f"{one.needs} is switched off by the options":
             return
-        if "the host has no swap" in result.message:
-            needs("swap", result.message)
+        if result.message.startswith("needs swap: "):
+            needs("swap", result.message.removeprefix("needs swap: "))
         reason = self.foreseen.get(one.id)
         assert reason is not None, f"{one.id} was left out, and nobody has foreseen that: {result.message}"
         assert reason in result.message, f"{one.id} was left out for another reason than {reason!r}: {result.message}"

@@ -131,6 +131,12 @@ def test_junit_counts_and_explains():
     assert skip[0].get("message") == "seal is not declared"
 
 
+def test_junit_says_what_was_left_out_and_why():
+    (suite,) = ET.fromstring(as_junit([], {"tmpfile on xfs": "needs root: mounting xfs"}))
+    assert (suite.get("name"), suite.get("skipped")) == ("tmpfile on xfs", "1")
+    assert suite[0][0].get("message") == "needs root: mounting xfs"
+
+
 def test_markdown_is_a_table():
     lines = report(passed("LIFE-01"), failed("SEC-01", "a | b")).as_markdown().splitlines()
     assert lines[0] == "## mine"
