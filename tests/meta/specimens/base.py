@@ -99,7 +99,8 @@ def seek(fd: int, start: int, end: int) -> list[tuple[int, int]]:
         start = os.lseek(fd, low, os.SEEK_HOLE)
         if found and found[-1][1] == low:  # touched since it was found to be a hole
             low = found.pop()[0]
-        found.append((low, min(start, end)))
+        if low < start:  # else punched since it was found to be data
+            found.append((low, min(start, end)))
     return found
 
 
