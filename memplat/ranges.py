@@ -15,8 +15,12 @@ TIB: Final = 1 << 40
 #: The size of a transparent huge page on x86-64 and (4 KiB granule) arm64: the unit that large allocations align to.
 HUGE_PAGE_SIZE: Final = 2 * MIB
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtpe]?)(i?b?)\s*", re.IGNORECASE)
+#: Sizes as people write them. A regular expression in the dialect that Python and JSON schemas share.
+SIZE_PATTERN: Final = r"[ \t\r\n]*([0-9]+(?:\.[0-9]+)?)[ \t]*([kKmMgGtTpPeE]?)[iI]?[bB]?[ \t\r\n]*"
+
+_SIZE = re.compile(SIZE_PATTERN)
 _PREFIXES: Final = "kmgtpe"
+_MOST_DIGITS: Final = 100  # Python refuses to convert some thousands of them
 _UNITS: Final = (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB))
 
 
@@ -78,7 +82,9 @@ def parse_size(text: str | int) -> int:
     match = _SIZE.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise InvalidArgumentError(f'{text!r} is no size: write bytes as an integer, or "64KiB", "2M", "4GiB"')
-    number, prefix, _ = match.groups()
+    number, prefix = match.groups()
+    if len(number) > _MOST_DIGITS:
+        raise InvalidArgumentError(f"a size of {len(number)} digits is more than any host has")
     scale = 1024 ** (_PREFIXES.index(prefix.lower()) + 1) if prefix else 1
     size = float(number) * scale if "." in number else int(number) * scale
     if size != int(size):
@@ -99,6 +105,7 @@ __all__ = [
     "HUGE_PAGE_SIZE",
     "KIB",
     "MIB",
+    "SIZE_PATTERN",
     "TIB",
     "FileRange",
     "align_down",

@@ -244,6 +244,7 @@ class EngineOptions:
     default_mode: AllocationMode | None = None
     """The mode of allocations that name none; ``None``: the backend's own."""
     reclaim: ReclaimMode = ReclaimMode.BACKGROUND
+    """Who gives waste back to the host: a thread in the background, or only calls of ``reclaim`` (manual)."""
     reclaim_delay: float = 0.05
     """How long the reclaimer lets waste rest, so that recycling can win; at 64 MiB of waste it starts at once."""
     keep: int = 0

@@ -9,6 +9,7 @@ import click
 
 import memplat
 from memplat.cli.backends import backends
+from memplat.cli.config import config
 from memplat.cli.conformance import conformance
 from memplat.cli.demo import demo
 from memplat.errors import ConfigError, MemplatError
@@ -53,6 +54,7 @@ def app() -> None:
 
 
 app.add_command(backends)
+app.add_command(config)
 app.add_command(conformance)
 app.add_command(demo)
 

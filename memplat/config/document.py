@@ -27,6 +27,8 @@ class Document:
     file: str | None = None
     """The path as it was given, or ``None`` for a mapping."""
     text: str = attrs.field(default="", repr=False)
+    _lines: dict[KeyPath, int] = attrs.field(init=False, factory=dict, repr=False)
+    """Where each key is first mentioned; found out when it is first asked for."""
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Document:
@@ -57,16 +59,22 @@ class Document:
         >>> Document({}, "x", "[a]\nb.c = 1\n").line_of(("a", "b", "c"))
         2
         """
-        lines: dict[KeyPath, int] = {}
-        table: KeyPath = ()
-        for line, statement in _statements(self.text):
-            is_header = statement.lstrip().startswith("[")
-            mentioned = list(_paths(tomllib.loads(statement), () if is_header else table))
-            if is_header:
-                table = mentioned[-1]
-            for key in mentioned:
-                lines.setdefault(key, line)
-        return lines.get(path)
+        if not self._lines:
+            self._lines.update(_lines_of(self.text))
+        return self._lines.get(path)
+
+
+def _lines_of(text: str) -> dict[KeyPath, int]:
+    lines: dict[KeyPath, int] = {}
+    table: KeyPath = ()
+    for line, statement in _statements(text):
+        is_header = statement.lstrip().startswith("[")
+        mentioned = list(_paths(tomllib.loads(statement), () if is_header else table))
+        if is_header:
+            table = mentioned[-1]
+        for key in mentioned:
+            lines.setdefault(key, line)
+    return lines
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:

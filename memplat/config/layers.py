@@ -1,98 +1,25 @@
-"""Lay the layers upon each other, remember where each value comes from, and structure what is in force."""
+"""Lay the layers upon each other, and remember where each value comes from."""
 
 from __future__ import annotations
 
 import mmap
 import os
-import threading
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
-import attrs
-
 from memplat.config import structure
 from memplat.config.document import Document, find_document
-from memplat.config.source import Origin, Setting, Source, nearest
+from memplat.config.inforce import ENGINE, LISTS, BackendItem, Config, structured
+from memplat.config.source import Origin, Report, Setting, Source, nearest, reporting, stop
 from memplat.errors import ConfigError, UnknownBackendError
 from memplat.ranges import align_up
 from memplat.types import EngineOptions
 
-#: A backend or an extension: a name, or in Python also the plugin itself.
-BackendItem = str | object
-
 _DEFAULT_BACKENDS: Final = ("memfd",)
-_ENGINE: Final = structure.options_of(EngineOptions)
-#: The keys of ``[memory]`` that are no option of the engine.
-_LISTS: Final = ("backend", "extensions", "plugins")
 #: Names that a backend cannot have, because they mean something else where its options are written.
-RESERVED_NAMES: Final = frozenset({*_ENGINE, *_LISTS, "config", "profile"})
+RESERVED_NAMES: Final = frozenset({*ENGINE, *LISTS, "config", "profile"})
 _OFF: Final = frozenset({"", "0", "false", "no", "off"})
 _ON: Final = frozenset({"1", "true", "yes", "on"})
-
-
-@attrs.frozen
-class Config:
-    """The configuration in force."""
-
-    backends: tuple[BackendItem, ...]
-    """The preference list."""
-    engine: EngineOptions
-    extensions: tuple[BackendItem, ...]
-    """Each is registered after those before it, and so wraps them."""
-    allowed_plugins: frozenset[str] | None
-    """The allow-list of plugins that are not built in; ``None`` allows all of them."""
-    plugins_disabled: bool
-    """Whether ``MEMPLAT_DISABLE_PLUGINS`` shuts all of them out."""
-    settings: Mapping[str, Setting]
-    """Every value in force and where it comes from, by its key in ``[memory]`` (``max_size``, ``memfd.name``)."""
-    tables: Mapping[str, Mapping[str, Setting]]
-    """The backends' own options, by backend; not structured yet, as only the backend knows their types."""
-    flat: Mapping[str, Setting]
-    """Arguments that are no options of the engine: they must suit at least one of the listed backends."""
-    document: Document | None = None
-    profile: str | None = None
-
-    def backend_options(self, backend: str, cls: type[Any] | None) -> Any:
-        """The own options of *backend* as an instance of its class *cls*, ``None`` if it has none.
-
-        :raises ConfigError: an unknown key, a wrong type, a value that the class refuses
-        """
-        known = structure.options_of(cls)
-        given = dict(self.tables.get(backend, {}))
-        for name, setting in self.flat.items():
-            if name in known:
-                if name in given and given[name].source.origin is Origin.ARGUMENT:
-                    raise setting.source.error(f"is given twice: here, and as {given[name].source.key}")
-                given[name] = setting
-        values = {}
-        for name, setting in given.items():
-            if cls is None or name not in known:
-                raise setting.source.error(f"is no option of backend {backend!r}{nearest(name, known)}")
-            values[name] = _structured(cls, name, setting)
-        return None if cls is None else self._build(backend, cls, values, given)
-
-    def check_flat(self, classes: Mapping[str, type[Any] | None]) -> None:
-        """Make sure that each flat argument suits one of the listed backends, whose option classes are *classes*.
-
-        :raises ConfigError: naming the nearest option
-        """
-        own = {name for cls in classes.values() for name in structure.options_of(cls)}
-        for name, setting in self.flat.items():
-            if name not in own:
-                listed = ", ".join(map(repr, classes)) or "the listed backends"
-                known = own | set(_ENGINE) | set(_LISTS)
-                raise setting.source.error(f"is no option of memplat, nor of {listed}{nearest(name, known)}")
-
-    def _build(self, backend: str, cls: type[Any], values: Mapping[str, Any], given: Mapping[str, Setting]) -> Any:
-        try:
-            return structure.build(cls, values)
-        except structure.UnfitError as error:
-            if error.path and error.path[0] in given:
-                raise given[error.path[0]].source.below(*error.path[1:]).error(str(error)) from error
-            anywhere = next((setting.source for setting in given.values()), None)
-            if anywhere is None:
-                raise ConfigError(str(error), key=".".join(("memory", backend, *error.path))) from error
-            raise attrs.evolve(anywhere, path=(*anywhere.path[:-1], *error.path)).error(str(error)) from error
 
 
 def load(
@@ -110,16 +37,16 @@ def load(
     :param config: a TOML file, or a mapping of the same shape
     :param profile: the profile of that file
     :param options: the keyword options of :func:`memplat.open`
-    :param backend_names: the names that a backend or a table of options may have
+    :param backend_names: the names of plugins that a list or a table of options may name
     :param environ: the environment variables; the process's own by default
     :raises ConfigError: with file, line and key, and the nearest valid name
     :raises UnknownBackendError: if a backend, or a table of options, has none of *backend_names*
     """
     environ = os.environ if environ is None else environ
     document = find_document(config, environ)
-    layers = _Layers(backend_names)
+    layers = Layers(backend_names)
     if document is not None:
-        _check_top(document)
+        check_top(document)
         layers.add_table(document, ("memory",))
     if profile is not None:
         layers.add_table(*_find_profile(document, profile))
@@ -129,20 +56,23 @@ def load(
     layers.add_arguments(options or {})
     if backend is not None:
         layers.add("backend", Setting(backend, Source(Origin.ARGUMENT, ("backend",))))
-    return layers.finish(document, profile, _plugins_disabled(environ))
+    return layers.finish(document, profile, plugins_disabled(environ))
 
 
 def profile_names(document: Document) -> list[str]:
     """The profiles of a document."""
-    _check_top(document)
+    check_top(document)
     return sorted(document.data.get("profile", {}))
 
 
-class _Layers:
-    """Collects settings; a later one replaces an earlier one of the same key."""
+class Layers:
+    """Collects settings; a later one replaces an earlier one of the same key. What is wrong is reported, and left out
+    if the report does not raise.
+    """
 
-    def __init__(self, backend_names: Collection[str]) -> None:
+    def __init__(self, backend_names: Collection[str], report: Report = stop) -> None:
         self._names = frozenset(backend_names)
+        self._report = report
         self._values: dict[str, Setting] = {}
         self._tables: dict[str, dict[str, Setting]] = {}
         self._flat: dict[str, Setting] = {}
@@ -153,21 +83,24 @@ class _Layers:
         for key in path:
             table = table.get(key, {})
         top = _source(document, *path)
-        for key, value in _items(table, top):
-            setting = Setting(value, top.below(key))
-            if key in _ENGINE or key in _LISTS:
-                self.add(key, setting)
-            elif key in self._names or isinstance(value, Mapping):
-                self._add_options(key, setting)
-            else:
-                known = {*_ENGINE, *_LISTS, *self._names}
-                raise setting.source.error(f"is no key of [{'.'.join(path)}]{nearest(key, known)}")
+        for key, value in items(table, top):
+            with reporting(self._report):
+                self._add_item(key, Setting(value, top.below(key)), path)
+
+    def _add_item(self, key: str, setting: Setting, path: tuple[str, ...]) -> None:
+        if key in ENGINE or key in LISTS:
+            self.add(key, setting)
+        elif key in self._names or isinstance(setting.value, Mapping):
+            self._add_options(key, setting)
+        else:
+            known = {*ENGINE, *LISTS, *self._names}
+            raise setting.source.error(f"is no key of [{'.'.join(path)}]{nearest(key, known)}")
 
     def add_arguments(self, options: Mapping[str, Any]) -> None:
         """The keyword arguments of a call."""
         for key, value in options.items():
             setting = Setting(value, Source(Origin.ARGUMENT, (key,)))
-            if key in _ENGINE or key in _LISTS:
+            if key in ENGINE or key in LISTS:
                 self.add(key, setting)
             elif key in self._names:
                 self._add_options(key, setting)
@@ -177,25 +110,30 @@ class _Layers:
     def add(self, key: str, setting: Setting) -> None:
         """A list, or an option of the engine: structured at once, so that a mistake that is overridden is still one."""
         if key == "backend":
-            value: Any = _plugin_list(setting)
-            for item in value:
-                if isinstance(item, str):
-                    self._check_name(item, setting.source)
+            value: Any = self._known_plugins(setting)
             if not value:
                 raise setting.source.error("names no backend")
         elif key == "extensions":
-            value = _plugin_list(setting)
+            value = self._known_plugins(setting)
         elif key == "plugins":
             value = frozenset(_plugin_list(setting, names_only=True))
         else:
-            value = _structured(EngineOptions, key, setting)
+            value = structured(EngineOptions, key, setting)
             _check_engine_value(key, value, setting.source)
         self._values[key] = Setting(value, setting.source)
+
+    def _known_plugins(self, setting: Setting) -> tuple[BackendItem, ...]:
+        found = _plugin_list(setting)
+        for item in found:
+            if isinstance(item, str):
+                with reporting(self._report):
+                    self._check_name(item, setting.source)
+        return found
 
     def _add_options(self, backend: str, setting: Setting) -> None:
         self._check_name(backend, setting.source)
         table = self._tables.setdefault(backend, {})
-        for key, value in _items(setting.value, setting.source):
+        for key, value in items(setting.value, setting.source):
             table[key] = Setting(value, setting.source.below(key))
 
     def _check_name(self, backend: str, source: Source) -> None:
@@ -204,10 +142,10 @@ class _Layers:
 
     def finish(self, document: Document | None, profile: str | None, disabled: bool) -> Config:
         """The configuration, and the defaults for what nobody set."""
-        engine = {key: self._values[key].value for key in _ENGINE if key in self._values}
+        engine = self._engine_options()
         self._check_sizes_together()
         settings = {"backend": Setting(_DEFAULT_BACKENDS, Source(Origin.DEFAULT, ("backend",)))}
-        for key, field in _ENGINE.items():
+        for key, field in ENGINE.items():
             settings[key] = Setting(field.default, Source(Origin.DEFAULT, (key,)))
         settings |= self._values
         for backend, table in self._tables.items():
@@ -217,7 +155,7 @@ class _Layers:
         extensions = self._values.get("extensions")
         return Config(
             backends=settings["backend"].value,
-            engine=EngineOptions(**engine),
+            engine=engine,
             extensions=extensions.value if extensions else (),
             allowed_plugins=plugins.value if plugins else None,
             plugins_disabled=disabled,
@@ -228,12 +166,20 @@ class _Layers:
             profile=profile,
         )
 
+    def _engine_options(self) -> EngineOptions:
+        """The engine's options; the defaults, if what is wrong with them is reported and does not raise."""
+        values = {key: self._values[key].value for key in ENGINE if key in self._values}
+        unfit = structure.mistakes(EngineOptions, values)
+        for error in unfit:
+            named = error.path[0] if error.path else next(iter(values))
+            self._report(self._values[named].source.below(*error.path[1:]).error(str(error)))
+        return EngineOptions() if unfit else EngineOptions(**values)
+
     def _check_sizes_together(self) -> None:
         limit, prealloc = self._values.get("max_size"), self._values.get("prealloc")
         if limit and prealloc and limit.value is not None and prealloc.value > limit.value:
-            raise prealloc.source.error(
-                f"{prealloc.value} is more than max_size, {limit.value} ({limit.source}): nothing could commit so much"
-            )
+            more = f"{prealloc.value} is more than max_size, {limit.value} ({limit.source})"
+            self._report(prealloc.source.error(f"{more}: nothing could commit so much"))
 
 
 def _check_engine_value(key: str, value: Any, source: Source) -> None:
@@ -243,16 +189,8 @@ def _check_engine_value(key: str, value: Any, source: Source) -> None:
     if key in ("max_size", "prealloc") and value is not None and value % mmap.PAGESIZE:
         up = align_up(value, mmap.PAGESIZE)
         raise source.error(f"{value} is no multiple of the page size, {mmap.PAGESIZE}: the next one is {up}")
-    if key == "reclaim_delay" and not 0 <= value <= threading.TIMEOUT_MAX:
-        raise source.error(f"{value} is no possible delay: allowed are 0 to {threading.TIMEOUT_MAX} seconds")
-
-
-def _structured(cls: type[Any], key: str, setting: Setting) -> Any:
-    text_sizes = setting.source.origin is not Origin.ARGUMENT
-    try:
-        return structure.structure_option(cls, key, setting.value, text_sizes=text_sizes)
-    except structure.UnfitError as error:
-        raise setting.source.below(*error.path).error(str(error)) from error
+    if key == "reclaim_delay" and not 0 <= value <= structure.LONGEST_DELAY:
+        raise source.error(f"{value} is no possible delay: allowed are 0 to {structure.LONGEST_DELAY} seconds")
 
 
 def _plugin_list(setting: Setting, *, names_only: bool = False) -> tuple[BackendItem, ...]:
@@ -273,23 +211,31 @@ def _plugin_list(setting: Setting, *, names_only: bool = False) -> tuple[Backend
     return items
 
 
-def _check_top(document: Document) -> None:
+def check_top(document: Document, report: Report = stop) -> None:
     """Strict about what stands outside of the ``memory`` tables, in all profiles."""
-    for key, value in _items(document.data, _source(document)):
-        source = _source(document, key)
-        if key == "memory":
-            _items(value, source)
-        elif key == "profile":
-            for name, profile in _items(value, source):
-                for inner, table in _items(profile, source.below(name)):
-                    if inner != "memory":
-                        raise source.below(name, inner).error(f"is no key of a profile{nearest(inner, ['memory'])}")
-                    _items(table, source.below(name, inner))
-        else:
-            raise source.error(f"is no key of a configuration{nearest(key, ['memory', 'profile'])}")
+    with reporting(report):
+        for key, value in items(document.data, _source(document)):
+            source = _source(document, key)
+            with reporting(report):
+                if key == "memory":
+                    items(value, source)
+                elif key == "profile":
+                    for name, profile in items(value, source):
+                        with reporting(report):
+                            _check_profile(profile, source.below(name), report)
+                else:
+                    raise source.error(f"is no key of a configuration{nearest(key, ['memory', 'profile'])}")
 
 
-def _items(table: object, source: Source) -> Iterator[tuple[str, Any]]:
+def _check_profile(profile: object, source: Source, report: Report) -> None:
+    for key, table in items(profile, source):
+        with reporting(report):
+            if key != "memory":
+                raise source.below(key).error(f"is no key of a profile{nearest(key, ['memory'])}")
+            items(table, source.below(key))
+
+
+def items(table: object, source: Source) -> Iterator[tuple[str, Any]]:
     """The items of a table, in order.
 
     :raises ConfigError: at once if it is none
@@ -322,11 +268,16 @@ def _source(document: Document, *path: str) -> Source:
     return Source(Origin.MAPPING if document.file is None else Origin.FILE, path, document)
 
 
-def _plugins_disabled(environ: Mapping[str, str]) -> bool:
+def plugins_disabled(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether ``MEMPLAT_DISABLE_PLUGINS`` shuts out all plugins that are not built in.
+
+    :raises ConfigError: if it is neither 1 nor 0
+    """
+    environ = os.environ if environ is None else environ
     value = environ.get("MEMPLAT_DISABLE_PLUGINS", "").strip().lower()
     if value not in _ON | _OFF:
         raise ConfigError(f"{value!r} is neither 1 nor 0", key="MEMPLAT_DISABLE_PLUGINS")
     return value in _ON
 
 
-__all__ = ["RESERVED_NAMES", "BackendItem", "Config", "load", "profile_names"]
+__all__ = ["RESERVED_NAMES", "Layers", "check_top", "items", "load", "plugins_disabled", "profile_names"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import enum
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import attrs
@@ -43,8 +44,13 @@ class Source:
 
     @property
     def line(self) -> int | None:
-        """The line in it; found when asked for, as it takes another look at the text."""
-        return self.document.line_of(self.path) if self.document is not None else None
+        """The line in it, for what is missing that of its table; found when asked for, as it takes another look at the
+        text.
+        """
+        if self.document is None:
+            return None
+        above = (self.path[:length] for length in range(len(self.path), 0, -1))
+        return next((line for path in above if (line := self.document.line_of(path)) is not None), None)
 
     def below(self, *path: str) -> Source:
         """The source of something inside this value."""
@@ -70,6 +76,24 @@ class Setting:
     source: Source
 
 
+#: What to do with a mistake: raise it, or write it down and look for the next one.
+Report = Callable[[ConfigError], None]
+
+
+def stop(error: ConfigError) -> None:
+    """Raise the first mistake: the report of those who want a configuration, and not a list of mistakes."""
+    raise error
+
+
+@contextlib.contextmanager
+def reporting(report: Report) -> Iterator[None]:
+    """Hand a mistake to *report*, and go on behind the block if it does not raise."""
+    try:
+        yield
+    except ConfigError as error:
+        report(error)
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """`` Did you mean "x"?`` where one of *names* resembles *name*, then all of them; begins with a full stop or so.
 
@@ -84,4 +108,4 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"{guess} Known are {', '.join(known)}"
 
 
-__all__ = ["Origin", "Setting", "Source", "nearest"]
+__all__ = ["Origin", "Report", "Setting", "Source", "nearest", "reporting", "stop"]

@@ -9,6 +9,7 @@ import enum
 import functools
 import math
 import os
+import threading
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,9 @@ from memplat.types import EngineOptions
 
 #: Sizes and offsets must fit into the kernel's signed 64-bit ``off_t``.
 SIZE_LIMIT: Final = 1 << 63
+
+#: The longest time that a thread can be made to wait, in seconds.
+LONGEST_DELAY: Final = threading.TIMEOUT_MAX
 
 #: Fields of the engine whose names do not show that they are sizes.
 _ENGINE_SIZES: Final = frozenset({"keep", "prealloc"})
@@ -65,7 +69,12 @@ def is_size(field: attrs.Attribute[Any], cls: type[Any]) -> bool:
     if "size" in field.metadata:
         return bool(field.metadata["size"])
     named = field.name == "size" or field.name.endswith(("_size", "_bytes"))
-    return (named or (cls is EngineOptions and field.name in _ENGINE_SIZES)) and int in _members(field.type)
+    return (named or (cls is EngineOptions and field.name in _ENGINE_SIZES)) and int in members(field.type)
+
+
+def has_own_rules(field: attrs.Attribute[Any]) -> bool:
+    """Whether the class converts the value itself. A converter that is the type is there for convenience only."""
+    return field.converter is not None and field.converter is not field.type  # type: ignore[comparison-overlap]
 
 
 def structure_option(cls: type[Any], name: str, value: Any, *, text_sizes: bool) -> Any:
@@ -74,36 +83,46 @@ def structure_option(cls: type[Any], name: str, value: Any, *, text_sizes: bool)
     :param text_sizes: whether sizes may be text, as in TOML; in Python they are integers
     :raises UnfitError: if it does not suit
     """
-    _resolve(cls)
+    resolve(cls)
     return _structurer(text_sizes).field(cls, options_of(cls)[name], value)
 
 
 def build(cls: type[Any], values: Mapping[str, Any]) -> Any:
     """An instance of *cls* from structured values.
 
-    :raises UnfitError: if a value is missing, or a converter or validator of the class refuses one
+    :raises UnfitError: the first of the :func:`mistakes`
     """
-    for name, field in options_of(cls).items():
-        if field.default is attrs.NOTHING and name not in values:
-            raise UnfitError("is required and missing", (name,))
-    try:
-        return cls(**values)
-    except (ValueError, TypeError, MemplatError) as error:
-        message = str(error.args[0]) if error.args else repr(error)  # validators of attrs add more than text
-        raise UnfitError(message, _culprit(cls, values)) from error
+    for error in mistakes(cls, values):
+        raise error
+    return cls(**values)
 
 
-def _culprit(cls: type[Any], values: Mapping[str, Any]) -> KeyPath:
-    """Which one of *values* the class refuses whatever the others are; ``()`` if that is not clear."""
+def mistakes(cls: type[Any], values: Mapping[str, Any]) -> list[UnfitError]:
+    """What keeps *cls* from being made of structured values: values that are missing, those that a converter or
+    validator of the class refuses whatever the others are, or, if all of them are good, that they do not go together.
+    """
     fields = options_of(cls)
-    needed = {name: value for name, value in values.items() if fields[name].default is attrs.NOTHING}
-    refused = []
-    for name, value in values.items():
-        try:
-            cls(**(needed | {name: value}))
-        except (ValueError, TypeError, MemplatError):
-            refused.append(name)
-    return (refused[0],) if len(refused) == 1 else ()
+    required = [name for name, field in fields.items() if field.default is attrs.NOTHING]
+    if missing := [name for name in required if name not in values]:
+        return [UnfitError("is required and missing", (name,)) for name in missing]
+    if _refusal(cls, values) is None:
+        return []
+    needed = {name: values[name] for name in required}
+    if needed and (refused := _refusal(cls, needed)):
+        return [UnfitError(refused, (required[0],) if len(required) == 1 else ())]
+    alone = {name: _refusal(cls, needed | {name: value}) for name, value in values.items() if name not in needed}
+    if single := [UnfitError(refused, (name,)) for name, refused in alone.items() if refused is not None]:
+        return single
+    return [UnfitError(_refusal(cls, values) or "is refused")]
+
+
+def _refusal(cls: type[Any], values: Mapping[str, Any]) -> str | None:
+    """What the class says against these values."""
+    try:
+        cls(**values)
+    except (ValueError, TypeError, MemplatError) as error:
+        return str(error.args[0]) if error.args else repr(error)  # validators of attrs add more than text
+    return None
 
 
 class _Structurer:
@@ -115,8 +134,8 @@ class _Structurer:
         for scalar in (*_WORDS, enum.Enum):
             self._converter.register_structure_hook(scalar, _scalar)
         for applies, hook in (
-            (_is_array, self._array),
-            (_is_table, self._table),
+            (is_array, self._array),
+            (is_table, self._table),
             (_is_union, self._union),
             (_is_literal, _literal),
             (attrs.has, self._record),
@@ -126,8 +145,7 @@ class _Structurer:
     def field(self, cls: type[Any], field: attrs.Attribute[Any], value: Any) -> Any:
         if is_size(field, cls):
             return self._size(value, field.type)
-        has_own_rules = field.converter is not None and field.converter is not field.type  # type: ignore[comparison-overlap]
-        if field.type is None or has_own_rules:
+        if field.type is None or has_own_rules(field):
             return value  # the class itself says what it takes: build() reports what it refuses
         try:
             return self._converter.structure(value, field.type)
@@ -137,7 +155,7 @@ class _Structurer:
             raise UnfitError(f"{value!r} does not suit: {error}") from error
 
     def _size(self, value: Any, kind: Any) -> int | None:
-        if value is None and type(None) in _members(kind):
+        if value is None and type(None) in members(kind):
             return None
         if isinstance(value, str):
             value = self._size_from_text(value)
@@ -158,10 +176,10 @@ class _Structurer:
 
     def _union(self, value: Any, kind: Any) -> Any:
         """The first member that takes the value; unambiguous, as each of them is strict."""
-        if value is None and type(None) in _members(kind):
+        if value is None and type(None) in members(kind):
             return None
         unfit: list[UnfitError] = []
-        for member in _members(kind):
+        for member in members(kind):
             if member is not type(None):
                 try:
                     return self._converter.structure(value, member)
@@ -200,7 +218,7 @@ class _Structurer:
             return value
         if not isinstance(value, Mapping):
             raise _unexpected("a table", value)
-        _resolve(kind)
+        resolve(kind)
         fields = options_of(kind)
         values = {}
         for name, item in value.items():
@@ -216,13 +234,13 @@ class _Structurer:
 _structurer = functools.cache(_Structurer)
 
 
-def _resolve(cls: type[Any]) -> None:
+def resolve(cls: type[Any]) -> None:
     """Turn annotations that are text into types, once."""
     if any(isinstance(field.type, str) for field in attrs.fields(cls)):
         attrs.resolve_types(cls)
 
 
-def _members(kind: Any) -> tuple[Any, ...]:
+def members(kind: Any) -> tuple[Any, ...]:
     """The members of a union; any other type by itself."""
     return typing.get_args(kind) if _is_union(kind) else (kind,)
 
@@ -235,12 +253,14 @@ def _is_literal(kind: Any) -> bool:
     return typing.get_origin(kind) is Literal
 
 
-def _is_table(kind: Any) -> bool:
+def is_table(kind: Any) -> bool:
+    """Whether a type is that of mappings."""
     origin = typing.get_origin(kind) or kind
     return isinstance(origin, type) and issubclass(origin, Mapping)
 
 
-def _is_array(kind: Any) -> bool:
+def is_array(kind: Any) -> bool:
+    """Whether a type is that of lists, tuples or sets."""
     origin = typing.get_origin(kind) or kind
     return (
         isinstance(origin, type) and issubclass(origin, Sequence | AbstractSet) and not issubclass(origin, str | bytes)
@@ -253,14 +273,14 @@ def _unexpected(expected: str, value: Any) -> UnfitError:
 
 def _describe(kind: Any) -> str:
     if _is_union(kind):
-        return " or ".join(_describe(member) for member in _members(kind) if member is not type(None))
+        return " or ".join(_describe(member) for member in members(kind) if member is not type(None))
     if _is_literal(kind):
         return "one of " + ", ".join(repr(value) for value in typing.get_args(kind))
-    if _is_array(kind):
+    if is_array(kind):
         return "a list"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return "one of " + ", ".join(repr(member.value) for member in kind)
-    if _is_table(kind) or (isinstance(kind, type) and attrs.has(kind)):
+    if is_table(kind) or (isinstance(kind, type) and attrs.has(kind)):
         return "a table"
     return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
 
@@ -299,4 +319,18 @@ def _literal(value: Any, kind: Any) -> Any:
     raise _unexpected(_describe(kind), value)
 
 
-__all__ = ["SIZE_LIMIT", "UnfitError", "build", "is_size", "options_of", "structure_option"]
+__all__ = [
+    "LONGEST_DELAY",
+    "SIZE_LIMIT",
+    "UnfitError",
+    "build",
+    "has_own_rules",
+    "is_array",
+    "is_size",
+    "is_table",
+    "members",
+    "mistakes",
+    "options_of",
+    "resolve",
+    "structure_option",
+]

@@ -6,10 +6,11 @@ the hook specifications; ``loading.py`` imports one plugin and assembles the plu
 
 from __future__ import annotations
 
-from memplat.plugins.discovery import ENTRY_POINT_GROUP, PluginRecord, Policy, list_plugins
+from memplat.plugins.discovery import BUILT_IN, ENTRY_POINT_GROUP, PluginRecord, Policy, list_plugins
 from memplat.plugins.loading import Backend, Extension, build_manager, hooks_of, load, load_extension, load_object
 
 __all__ = [
+    "BUILT_IN",
     "ENTRY_POINT_GROUP",
     "Backend",
     "Extension",

@@ -61,7 +61,9 @@ class HugetlbOptions:
         default=None, validator=attrs.validators.optional(attrs.validators.instance_of(str))
     )
     """A directory on a hugetlbfs mount to take the pages from; ``None``: a memfd."""
-    name: str = attrs.field(default="memplat", validator=_check_name)
+    name: str = attrs.field(
+        default="memplat", validator=_check_name, metadata={"schema": {"maxLength": _MAX_NAME_BYTES}}
+    )
     """Shown in /proc/PID/maps for a memfd."""
     seal: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
     """Forbid everybody to make a memfd smaller."""

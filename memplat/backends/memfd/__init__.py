@@ -59,7 +59,9 @@ def _check_name(_: object, attribute: attrs.Attribute[str], value: object) -> No
 class MemfdOptions:
     """The options of the backend."""
 
-    name: str = attrs.field(default="memplat", validator=_check_name)
+    name: str = attrs.field(
+        default="memplat", validator=_check_name, metadata={"schema": {"maxLength": _MAX_NAME_BYTES}}
+    )
     """Shown in /proc/PID/fd and /proc/PID/maps as ``memfd:NAME``."""
     seal: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
     """Forbid everybody to make the file smaller."""
