@@ -72,7 +72,8 @@ class ReentrantCallError(MemplatError, RuntimeError):
 class OutOfMemory(MemplatError, MemoryError):  # noqa: N818 -- the contract's name, after MemoryError
     """The request cannot be met: by ``max_size``, by an owner's limit, or by the host.
 
-    Raised only after waste was reclaimed and the out-of-memory hook was asked. What was allocated before is intact.
+    Raised only after waste was reclaimed and the out-of-memory hook was asked (by an owner's limit: after the hook, and
+    by ``transfer`` at once). What was allocated before is intact.
 
     :ivar requested: the bytes that were asked for
     :ivar limit: the limit that was hit in bytes, or ``None`` where the host refused

@@ -8,7 +8,7 @@ finalizer, callback or signal handler that interrupted a call of its own thread 
 
 from __future__ import annotations
 
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import IO, Protocol, TypeAlias, runtime_checkable
 
 from memplat.ranges import FileRange
@@ -118,7 +118,8 @@ class Memory(Protocol):
         :raises InvalidKindError: unknown, or ``mapped``
         :raises InvalidOwnerError: not an integer in range
         :raises InvalidArgumentError: an unknown mode or direction, a *fill* that is longer than the range or no source
-        :raises OutOfMemory: by ``max_size`` or by the host, after reclaiming and the out-of-memory hook
+        :raises OutOfMemory: by ``max_size`` or by the host, after reclaiming and the out-of-memory hook; by a limit of
+            *owner*, after the hook
         """
 
     def block(
@@ -167,6 +168,7 @@ class Memory(Protocol):
         """Let *owner* pay for *pages* from now on.
 
         :raises NotAllocatedError: if any of the pages is not in use
+        :raises OutOfMemory: if a limit of *owner* forbids it
         """
 
     def decommit(self, pages: FileRange | Block, *, release: bool = False) -> int:
@@ -213,14 +215,36 @@ class Memory(Protocol):
         :raises InvalidArgumentError: an unknown access or an *addr* that is no page-aligned address
         """
 
-    def update_usage(self, *, max_age: float = 0) -> Usage:
+    def update_usage(self, *, owner: int | None = None, max_age: float = 0) -> Usage:
         """Probe the host, and say exactly what is committed, for what and for whom.
 
+        :param owner: the figures of this owner alone, at no more than the cost of probing his pages or of all,
+            whichever is less
         :param max_age: figures of at most so many seconds ago will do
+        :raises InvalidOwnerError: not an integer in range
         """
 
-    def usage(self) -> Usage:
-        """The figures as last known; no system call."""
+    def usage(self, *, owner: int | None = None) -> Usage:
+        """The figures as last known, of all or of one owner; no system call."""
+
+    def reset_peaks(self) -> None:
+        """Let the peaks in ``Usage`` begin again, with what is known now."""
+
+    def set_limit(
+        self, owner: int, *, allocated: int | EllipsisType | None = ..., committed: int | EllipsisType | None = ...
+    ) -> None:
+        """Limit what *owner* may have, in bytes. A limit that is not named stays as it is; ``None`` takes it away.
+
+        Either one only keeps *owner* from being charged with more pages (``allocate``, ``transfer`` and all that use
+        them), which raises :class:`OutOfMemory` then; what he has stays his, also if the limit is below it. Waste and
+        what else nobody uses is charged to no limit.
+
+        :param allocated: the most that he may have in use, whether committed or not; enforced at once
+        :param committed: the most that he may have committed, memory outside of the file (``mapped``) included; judged
+            by the last scan: one that finds him above it blocks him, until another one finds him at or below it
+        :raises InvalidOwnerError: not an integer in range
+        :raises InvalidArgumentError: a limit that is no number of bytes, or none named
+        """
 
     def account_external(self, nbytes: int, *, owner: int = 0) -> None:
         """Report *nbytes* (negative: less) of memory outside of the backing file, as kind ``mapped`` of *owner*.

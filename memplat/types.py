@@ -255,11 +255,13 @@ class EngineOptions:
     """Whether the memory is part of this process's core dumps."""
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)  # with a dictionary, figures that are polled are renewed in a fifth of the time
 class Usage:
     """What a memory costs the host and what for, in bytes, at one moment.
 
-    Always ``sum(committed.values()) + overhead + foreign == total``.
+    Always ``sum(committed.values()) + overhead + foreign == total``. Of one owner (``update_usage(owner=7)``):
+    *committed*, *committed_by_owner*, *allocated*, *total* and the peaks are that owner's alone; what nobody pays for
+    (*waste*, *retained*, *free_committed*, *reserved*, *overhead*, *foreign*) is 0; the rest is the memory's.
     """
 
     as_of: float
@@ -294,10 +296,18 @@ class Usage:
     """Bytes of free pages."""
     largest_free: int
     """The longest run of free pages."""
+    fragmentation: float
+    """The share of the free bytes that lies outside of the longest run: ``1 - largest_free / free``; 0.0 if none is
+    free. 0.0 is one run; near 1.0 are many small ones.
+    """
     peak_committed: int
-    """The greatest *total* that any probe has seen."""
+    """The greatest *total* that any probe has seen since the memory was opened or its peaks were reset."""
+    peak_allocated: int
+    """The greatest sum of *allocated* that any probe, or call of ``usage``, has seen since then."""
     counters: Mapping[str, int]
-    """Events since the memory was opened: allocations, frees, recycled_bytes, reclaimed_bytes, decommit_calls, scans"""
+    """Events since the memory was opened: allocations, frees, recycled_bytes, reclaimed_bytes, decommit_calls, scans,
+    and nanoseconds spent in scans (scan_ns); scans and time of each method (scans_pagemap_scan, scan_ns_pagemap_scan).
+    """
 
 
 #: Committed extents as a probe returns them: ``start0, end0, start1, end1, …``, sorted and disjoint.

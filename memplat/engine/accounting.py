@@ -6,41 +6,37 @@ Pure: works on what the commit scan found and on the page table, which must hold
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
-from operator import sub
 
 import attrs
 
 from memplat.engine import pages
 from memplat.engine.pages import PageTable
+from memplat.linux import extents as flat
 from memplat.ranges import FileRange
-from memplat.types import Extents, MemoryKind
+from memplat.types import MemoryKind
 
 SYSTEM = str(MemoryKind.SYSTEM)
+
+#: Up to so many runs are summed one by one; for more, the sums up to each extent are worked out first.
+_FEW_RUNS = 32
 
 
 class Coverage:
     """Answers how many bytes of a range are committed, in O(log extents)."""
 
-    def __init__(self, extents: Extents) -> None:
-        self.starts = array("q", extents[0::2])
-        self.ends = array("q", extents[1::2])
-        self._before = array("q", accumulate(map(sub, self.ends, self.starts), initial=0))
+    def __init__(self, extents: array[int]) -> None:
+        self.starts = extents[0::2]
+        self.ends = extents[1::2]
+        self._before = array("q", accumulate(flat.lengths(extents), initial=0))
 
     def below(self, offset: int) -> int:
         """Committed bytes below *offset*."""
         index = bisect_right(self.starts, offset)
         before: int = self._before[index]
         return before - max(0, self.ends[index - 1] - offset) if index else 0
-
-    def within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """The extents within ``[start, end)``, clipped."""
-        index = bisect_right(self.ends, start)
-        while index < len(self.starts) and self.starts[index] < end:
-            yield max(start, self.starts[index]), min(end, self.ends[index])
-            index += 1
 
 
 @attrs.define
@@ -51,6 +47,8 @@ class Attribution:
     waste: int = 0
     retained: int = 0
     free_committed: int = 0
+    unknown: int = 0
+    """Committed bytes, charged to the system, of which nobody knows where they are."""
     strays: list[FileRange] = attrs.field(factory=list)
     """Committed free pages that nobody wanted committed."""
 
@@ -67,18 +65,18 @@ class Attribution:
                 sums[kind] += nbytes
         return sums
 
+    def idle(self) -> int:
+        """What is charged to owner 0 although he does not use it."""
+        return self.waste + self.retained + self.free_committed + self.unknown
 
-def attribute(extents: Extents, table: PageTable) -> Attribution:
-    """Charge the committed *extents* within the table's size to whoever uses the pages."""
+
+def attribute(extents: array[int], total: int, table: PageTable) -> Attribution:
+    """Charge the committed *extents* within the table's size, of *total* bytes, to whoever uses the pages."""
     result = Attribution()
-    coverage = Coverage(extents)
     sums: dict[tuple[int, str, int], int] = {}
-    for start, end, (state, _, _, kind, owner, _) in _committed_runs(coverage, table):
-        nbytes = coverage.below(end) - coverage.below(start)
-        if not nbytes:
-            continue
+    for start, end, (state, _, _, kind, owner, _), nbytes in _committed_runs(extents, total, table):
         if state == pages.FREE:
-            _charge_free(result, coverage, table, start, end)
+            _charge_free(result, flat.intersect(extents, start, end), table)
         key = state, kind, owner
         sums[key] = sums.get(key, 0) + nbytes
     for (state, kind, owner), nbytes in sums.items():
@@ -91,22 +89,60 @@ def attribute(extents: Extents, table: PageTable) -> Attribution:
     return result
 
 
-def _committed_runs(coverage: Coverage, table: PageTable) -> Iterable[tuple[int, int, pages.Value]]:
-    """The runs that may have committed pages: by walking over the runs, or over the extents if these are fewer."""
-    if 2 * len(coverage.starts) >= len(table.segments):
-        return table.runs()
-    return _runs_by_extent(coverage, table)
+def attribute_owner(extents: array[int], table: PageTable, owner: int) -> Attribution:
+    """Charge *owner* with those pages of *extents* that he uses; nobody else with anything."""
+    result = Attribution()
+    for start, end in zip(extents[0::2], extents[1::2], strict=True):
+        for first, last, (state, _, _, kind, payer, _) in table.runs(start, min(end, table.size)):
+            if state == pages.USED and payer == owner:
+                result.charge(owner, kind, last - first)
+    return result
 
 
-def _runs_by_extent(coverage: Coverage, table: PageTable) -> Iterator[tuple[int, int, pages.Value]]:
-    for start, end in zip(coverage.starts, coverage.ends, strict=True):
-        if start >= table.size:
-            return
-        yield from table.runs(start, min(end, table.size))
+def _committed_runs(extents: array[int], total: int, table: PageTable) -> Iterable[tuple[int, int, pages.Value, int]]:
+    """The runs that have committed pages, each with its committed bytes: by walking over the extents or over the runs,
+    whichever are fewer.
+    """
+    if not extents:
+        return ()
+    if len(extents) < len(table.segments):
+        return _by_extent(extents, table)
+    if len(table.segments) <= _FEW_RUNS:
+        return _by_few_runs(extents, total, table)
+    return _by_run(extents, table)
 
 
-def _charge_free(result: Attribution, coverage: Coverage, table: PageTable, start: int, end: int) -> None:
-    for first, last in coverage.within(start, end):
+def _by_extent(extents: array[int], table: PageTable) -> Iterator[tuple[int, int, pages.Value, int]]:
+    for extent_start, extent_end in zip(extents[0::2], extents[1::2], strict=True):
+        for start, end, value in table.runs(extent_start, extent_end):
+            yield start, end, value, end - start
+
+
+def _by_few_runs(extents: array[int], total: int, table: PageTable) -> Iterator[tuple[int, int, pages.Value, int]]:
+    """The run with most extents gets what the others leave: with one run nothing has to be added up."""
+    runs = [(bisect_left(extents, end) - bisect_right(extents, start), start, end, v) for start, end, v in table.runs()]
+    _, most, most_end, most_value = max(runs, key=lambda run: run[:2])
+    rest = total
+    for _, start, end, value in runs:
+        nbytes = 0 if start == most else flat.total(flat.intersect(extents, start, end))
+        rest -= nbytes
+        if nbytes:
+            yield start, end, value, nbytes
+    yield most, most_end, most_value, rest
+
+
+def _by_run(extents: array[int], table: PageTable) -> Iterator[tuple[int, int, pages.Value, int]]:
+    below = Coverage(extents).below
+    before = 0
+    for start, end, value in table.runs():
+        until = below(end)
+        if until != before:
+            yield start, end, value, until - before
+            before = until
+
+
+def _charge_free(result: Attribution, extents: array[int], table: PageTable) -> None:
+    for first, last in zip(extents[0::2], extents[1::2], strict=True):
         for flag_start, flag_end, flag in _flags(table, first, last):
             if flag == pages.RETAINED:
                 result.retained += flag_end - flag_start

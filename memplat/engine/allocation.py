@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import IO, Final
 
 from memplat.engine import pages
+from memplat.engine.limits import over_limit_locked
 from memplat.engine.reclaim import Reclaimer
 from memplat.engine.state import EngineState
 from memplat.errors import InvalidArgumentError, OutOfMemory
@@ -66,9 +67,12 @@ class Allocator:
             with state.lock:
                 state.check_locked()
                 table = state.table
-                taken = table.allocate(*wanted, down=down, huge=request.huge, source=pages.WASTE) if recycle else None
+                over = self._over_limit_locked(request)
+                taken = None
+                if recycle and over is None:
+                    taken = table.allocate(*wanted, down=down, huge=request.huge, source=pages.WASTE)
                 unknown = taken is not None
-                if taken is None:
+                if taken is None and over is None:
                     taken = table.allocate(*wanted, down=down, huge=request.huge)
                 if taken is not None:
                     if unknown:
@@ -76,6 +80,9 @@ class Allocator:
                     state.enter_locked()
                     return taken, unknown or state.exposed
                 size, busy = table.size, table.size - table.free_bytes()
+            if over is not None:
+                self._ask_or_raise(request, over)
+                continue
             cause = self._grow_or_borrow(request, size)
             if cause is None:
                 continue
@@ -86,6 +93,23 @@ class Allocator:
             lowest = busy
             if not self._reclaimer.make_room():
                 self._ask(request)
+
+    def _over_limit_locked(self, request: AllocationRequest) -> OutOfMemory | None:
+        limits = self._state.limits
+        if request.owner not in limits:
+            return None
+        what = _what(request)
+        return over_limit_locked(limits, self._state.table, request.owner, request.length, what)
+
+    def _ask_or_raise(self, request: AllocationRequest, over: OutOfMemory) -> None:
+        """A limit forbids it: reclaim does not help, but the user's hook may. Once, if it did not free enough."""
+        if not self._ask(request):
+            raise over
+        state = self._state
+        with state.lock:
+            still = self._over_limit_locked(request)
+        if still is not None and (still.used or 0) >= (over.used or 0):
+            raise still
 
     def _grow_or_borrow(self, request: AllocationRequest, seen_size: int) -> OSError | str | None:
         """Get pages that are not there yet: of the host, or of the other pool. Why not, or ``None``: look again."""
@@ -127,7 +151,7 @@ class Allocator:
                 f"{format_size(table.free_bytes())} free (longest run {format_size(table.largest_free())}), "
                 f"{format_size(table.waste)} waste"
             )
-        what = f"cannot allocate {request.length} bytes ({request.kind}, owner {request.owner}, {request.mode})"
+        what = _what(request)
         if isinstance(cause, OSError):
             return OutOfMemory(f"{what}: the host refused ({cause}); {rest}", requested=request.length)
         return OutOfMemory(
@@ -238,6 +262,10 @@ class Allocator:
                 return
             self._write(offset, memoryview(data))
             offset += len(data)
+
+
+def _what(request: AllocationRequest) -> str:
+    return f"cannot allocate {request.length} bytes ({request.kind}, owner {request.owner}, {request.mode})"
 
 
 def preallocate(allocator: Allocator, state: EngineState, nbytes: int) -> None:

@@ -7,6 +7,10 @@ The host is probed without the lock. Three things keep that honest:
 - Engine decommits that happen meanwhile are logged; pages named there are not taken as committed.
 - If that does not come to rest in a few attempts, decommits are held up (:attr:`EngineState.gate`) for one more.
 
+What was known before is all there is now if it adds up to the file's total: then nothing is probed at all. That holds
+while nobody but the engine can take pages away (a peer could punch one and touch another), and while the engine does
+not: the gate is held meanwhile.
+
 Callers at the same time share a scan, but only one that started after their call.
 """
 
@@ -16,18 +20,22 @@ import os
 import threading
 import time
 from array import array
-from typing import Any, Final
+from typing import Final
 
 import attrs
 
 from memplat.engine.accounting import SYSTEM, Attribution, attribute
-from memplat.engine.state import EngineState, host_error
+from memplat.engine.figures import Figures, renewed
+from memplat.engine.owners import Owners
+from memplat.engine.state import EngineState, host_error, reentrant
 from memplat.linux import extents as flat
 from memplat.ranges import FileRange, align_up
-from memplat.types import MemoryKind, Storage, Usage
+from memplat.types import Storage, Usage
 
 #: Scans that a busy file may spoil before decommits are held up.
 _ATTEMPTS: Final = 3
+#: Up to so many decommits are taken out of what is known one by one.
+_FEW: Final = 64
 
 
 @attrs.frozen
@@ -36,17 +44,20 @@ class _Finding:
 
     method: str
     extents: array[int]
+    total: int
+    """The bytes in all extents."""
     storage: Storage
     proven: bool
-    moved: bool
+    moved: bool = False
     """The total was another one after the probe than before: somebody touched or punched meanwhile."""
 
 
 class Scanner:
     """Runs scans, one at a time, and keeps the last figures.
 
-    ``_turn`` guards the counting of scans; ``_known`` and ``_seen_changes`` belong to whoever scans; ``_external`` and
-    ``_peak`` are guarded by the memory's lock. ``last`` is replaced as a whole.
+    ``_turn`` guards the counting of scans; ``_known`` and ``_known_total`` belong to whoever scans, or holds the gate
+    while nobody does; ``_seen_changes`` and the figures are guarded by the memory's lock. ``last`` is replaced as a
+    whole.
     """
 
     def __init__(self, state: EngineState) -> None:
@@ -58,91 +69,187 @@ class Scanner:
         self._known: array[int] | None = None
         self._known_total = 0
         self._seen_changes = -1
-        self._external: dict[int, int] = {}
-        self._peak = 0
+        self._whole_ns = 0  # what the last scan of the whole file took
+        self.figures = Figures(state)
+        self._owners = Owners(state, self.figures)
         self.last: Usage | None = None
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
-    def usage(self) -> Usage:
+    def usage(self, owner: int | None = None) -> Usage:
         """The last figures, with what is known without the host brought up to date."""
         with self._state.locked():
-            if self.last is None:
-                self.last = self._usage_locked(Attribution(), "none", 0, Storage(0), exact=False)
-            return attrs.evolve(self.last, **self._ours_locked())
+            if owner is not None:
+                return self._owners.last_locked(self._last_locked(), owner)
+            return renewed(self._last_locked(), **self.figures.ours_locked())
 
-    def update(self, max_age: float) -> Usage:
+    def _last_locked(self) -> Usage:
+        if self.last is None:
+            self.last = self.figures.whole_locked(Attribution(), "none", 0, Storage(0), exact=False, as_of=0.0)
+        return self.last
+
+    def update(self, max_age: float, owner: int | None = None) -> Usage:
         """Figures that are at most *max_age* seconds old: the last ones, a scan shared with others, or one's own."""
+        state = self._state
+        if state.is_interrupted():
+            raise reentrant()
         if self._runner == threading.get_ident():
-            return self.usage()  # a hook that the scan calls asks: the scan cannot wait for itself
-        with self._state.in_flight():
-            with self._turn:
-                last = self.last
-                if max_age and last and last.method != "none" and time.monotonic() - last.as_of <= max_age:
-                    return last
-                mine = self._started + 1
-                while self._runner and self._finished < mine:
-                    self._turn.wait()
-                if self._finished >= mine and self.last is not None:
-                    return self.last
-                self._runner = threading.get_ident()
-                self._started += 1
-                number = self._started
-            return self._run(number)
-
-    def _run(self, number: int) -> Usage:
-        finished = self._finished
+            return self.usage(owner)  # a hook that the scan calls asks: the scan cannot wait for itself
+        with state.lock:
+            state.check_locked()
+            if max_age and (recent := self._recent_locked(max_age, owner)) is not None:
+                return recent
+            state.enter_locked()
         try:
-            self.last = self._scan()
-            finished = number
-            return self.last
+            usage = self._unchanged()
+            if usage is None:
+                return self._in_turn(owner)
+            return usage if owner is None else self._part(usage, owner)
         except OSError as error:
             raise host_error(error, "the host could not be probed") from error
         finally:
-            with self._turn:
-                self._runner = 0
-                self._finished = finished
-                self._turn.notify_all()
+            state.leave()
 
-    def account_external(self, owner: int, nbytes: int) -> bool:
-        """Add to what *owner* has outside of the file; False, and no change, if that would be less than nothing."""
+    def _recent_locked(self, max_age: float, owner: int | None) -> Usage | None:
+        last = self.last
+        if last is not None and owner is not None:
+            last = self._owners.last_locked(last, owner)
+        if last is None or last.method == "none" or time.monotonic() - last.as_of > max_age:
+            return None
+        return last
+
+    def _part(self, usage: Usage, owner: int) -> Usage:
+        with self._state.lock:
+            return self.figures.part_locked(usage, owner)
+
+    def reset_peaks(self) -> None:
+        """Let the peaks be what is now."""
         with self._state.locked():
-            held = self._external.get(owner, 0) + nbytes
-            if held < 0:
-                return False
-            if held:
-                self._external[owner] = held
-            else:
-                self._external.pop(owner, None)
-            self._state.table.changes += 1
-            return True
+            self.figures.reset_peaks_locked(self.last)
+            if self.last is not None:
+                self.last = renewed(self.last, **self.figures.ours_locked())
+
+    # -- taking turns -------------------------------------------------------------------------------------------------
+
+    def _in_turn(self, owner: int | None) -> Usage:
+        """A scan that starts from now on: one that somebody else runs, or one's own."""
+        with self._turn:
+            mine = self._started + 1
+            while self._runner and self._finished < mine:
+                self._turn.wait()
+            shared = self.last if self._finished >= mine else None
+            if shared is None:
+                self._runner = threading.get_ident()
+        if shared is None:
+            alone = None if owner is None else self._owners.worth_alone(owner, self._whole_ns)
+            if owner is not None and alone is not None:
+                return self._run_alone(owner, alone)
+            shared = self._run()
+        return shared if owner is None else self._part(shared, owner)
+
+    def _run(self) -> Usage:
+        """Scan the whole file, also for those who wait."""
+        with self._turn:
+            self._started += 1
+            number = self._started
+        finished = self._finished
+        try:
+            self.last = usage = self._scan()
+            finished = number
+            return usage
+        finally:
+            self._end_turn(finished)
+
+    def _run_alone(self, owner: int, ranges: list[FileRange]) -> Usage:
+        """Scan what *owner* uses; those who wait for all of it go on waiting for their turn."""
+        try:
+            with self._state.lock:
+                last = self._last_locked()
+            return self._owners.scan(last, owner, ranges)
+        finally:
+            self._end_turn(self._finished)
+
+    def _end_turn(self, finished: int) -> None:
+        with self._turn:
+            self._runner = 0
+            self._finished = finished
+            self._turn.notify_all()
 
     # -- scanning -----------------------------------------------------------------------------------------------------
+
+    def _unchanged(self) -> Usage | None:
+        """The last figures, if neither we nor the host have anything new: two numbers are compared, and that is all."""
+        state = self._state
+        if self._runner or not state.hold_gate():
+            return None
+        try:
+            last, started = self.last, time.perf_counter_ns()
+            if last is None or not self._is_as_seen():
+                return None
+            as_of = time.monotonic()
+            storage = state.storage()
+            if storage.total - storage.overhead != self._known_total:
+                return None
+            with state.lock:
+                # A scan that began meanwhile may have changed what was compared here.
+                if self._runner or self.last is not last or not self._is_as_seen():
+                    return None
+                self._count_locked("unchanged", time.perf_counter_ns() - started)
+                self.last = renewed(
+                    last,
+                    as_of=as_of,
+                    method="unchanged",
+                    reserved=storage.reserved,
+                    counters=self.figures.counters_locked(),
+                )
+                return self.last
+        finally:
+            state.gate.release()
+
+    def _is_as_seen(self) -> bool:
+        """Whether the last scan found out everything, and nothing has happened to the pages since."""
+        state = self._state
+        return (
+            state.table.changes == self._seen_changes
+            and self._known is not None
+            and state.decommitted == []
+            and not state.peers
+        )
 
     def _scan(self) -> Usage:
         state = self._state
         started = time.perf_counter_ns()
-        usage: Usage | None = None
         for _ in range(_ATTEMPTS):
-            usage = usage or self._attempt(final=False)
-        if usage is None:
+            usage = self._attempt(final=False)
+            if usage is not None:
+                break
+        else:
             with state.gate:
                 usage = self._attempt(final=True)
         assert usage is not None, "the final attempt always answers"
         with state.lock:
-            state.counters["scans"] += 1
-            state.counters[f"scans_{usage.method}"] += 1
-            state.counters["scan_ns"] += time.perf_counter_ns() - started
-            return attrs.evolve(usage, counters=self._counters_locked())
+            self._whole_ns = time.perf_counter_ns() - started
+            self._count_locked(usage.method, self._whole_ns)
+            return renewed(usage, counters=self.figures.counters_locked())
+
+    def _count_locked(self, method: str, nanoseconds: int) -> None:
+        counters = self._state.counters
+        counters["scans"] += 1
+        counters["scan_ns"] += nanoseconds
+        counters[f"scans_{method}"] += 1
+        counters[f"scan_ns_{method}"] += nanoseconds
 
     def _attempt(self, *, final: bool) -> Usage | None:
         """One probe, charged to the users of the pages. ``None`` if the file was too busy to tell."""
         state = self._state
-        with state.lock:
-            before, state.decommitted = state.decommitted, []
-        known = self._without(before)
         as_of = time.monotonic()
-        finding = self._look(known)
+        storage, is_known = self._compare()
+        if is_known and self._known is not None:
+            finding = _Finding("known", self._known, self._known_total, storage, proven=True)
+        else:
+            with state.lock:
+                state.decommitted = []
+            finding = self._look(storage)
         with state.lock:
             meanwhile, state.decommitted = state.decommitted, []
             quiet = meanwhile == []
@@ -150,110 +257,84 @@ class Scanner:
             if not final and (finding.moved or not quiet):
                 self._known = None
                 return None
-            extents = finding.extents
+            extents, total = finding.extents, finding.total
             if meanwhile:
                 extents = flat.subtract(extents, _extents_of(meanwhile))
-            if extents is not self._known:
-                self._known_total = flat.total(extents)
+                total = flat.total(extents)
             self._known = extents if quiet and finding.proven else None
-            if finding.method == "known" and self.last is not None and state.table.changes == self._seen_changes:
-                return attrs.evolve(self.last, as_of=as_of, method="unchanged", **self._ours_locked())
-            return self._charge_locked(finding, extents, as_of)
+            self._known_total = total
+            return self._charge_locked(finding, extents, total, as_of)
 
-    def _without(self, decommitted: list[FileRange] | None) -> array[int] | None:
-        """What was known to be committed, less what was decommitted since."""
-        if self._known is None or decommitted is None:
-            return None
-        return flat.subtract(self._known, _extents_of(decommitted)) if decommitted else self._known
-
-    def _look(self, known: array[int] | None) -> _Finding:
-        """Find out what is committed, the cheapest way that is proven right."""
+    def _compare(self) -> tuple[Storage, bool]:
+        """What the host spends now, and whether that is what is known, pages included."""
         state = self._state
-        before = state.storage()
-        # Nobody but the engine takes pages away, so what was known is still there: if it is all there is, it is known.
-        # A peer could have punched one page and touched another.
-        known_total = self._known_total if known is self._known else flat.total(known or ())
-        if known is not None and not state.peers and known_total + before.overhead == before.total:
-            return _Finding("known", known, before, proven=True, moved=False)
+        if self._known is None or state.peers or not state.hold_gate():
+            return state.storage(), False
+        try:
+            with state.lock:
+                log, state.decommitted = state.decommitted, []
+            self._known = self._less(log)
+            storage = state.storage()
+            return storage, self._known is not None and self._known_total == storage.total - storage.overhead
+        finally:
+            state.gate.release()
+
+    def _less(self, decommitted: list[FileRange] | None) -> array[int] | None:
+        """What is known, less what was decommitted; nothing if that is too much to tell."""
+        known = self._known
+        if known is None or decommitted is None:
+            return None
+        if len(decommitted) <= _FEW:
+            for start, end in decommitted:
+                self._known_total -= flat.remove(known, start, end)
+            return known
+        known = flat.subtract(known, _extents_of(decommitted))
+        self._known_total = flat.total(known)
+        return known
+
+    def _look(self, before: Storage) -> _Finding:
+        """Ask the backend which pages are committed."""
+        state = self._state
         state.file.probe_method = ""
         end = align_up(os.fstat(state.file.fd).st_size, state.file.page_size)
-        extents = state.committed(0, end)
+        extents, total = state.probe(0, end)
         after = state.storage()
-        if before.total == after.total and after.total - after.overhead - flat.total(extents) > after.overhead_slack:
+        if before.total == after.total and after.total - after.overhead - total > after.overhead_slack:
             # Something is there that probes by touch do not see: reserved by a peer, or by a hook that failed halfway.
             more = flat.union(extents, state.probe_reserved([FileRange(0, end)]))
+            more_total = flat.total(more)
             after = state.storage()
-            if flat.total(more) + after.overhead <= after.total:  # else the backend could not tell, and named all
-                extents = more
+            if more_total + after.overhead <= after.total:  # else the backend could not tell, and named all
+                extents, total = more, more_total
         moved = before.total != after.total
-        rest = after.total - after.overhead - flat.total(extents)
+        rest = after.total - after.overhead - total
         proven = not moved and 0 <= rest <= after.overhead_slack
         if proven and rest:
             after = attrs.evolve(after, overhead=after.overhead + rest)
-        return _Finding(state.file.probe_method or "probe", extents, after, proven, moved)
+        return _Finding(state.file.probe_method or "probe", extents, total, after, proven, moved)
 
     # -- charging -----------------------------------------------------------------------------------------------------
 
-    def _charge_locked(self, finding: _Finding, extents: array[int], as_of: float) -> Usage:
+    def _charge_locked(self, finding: _Finding, extents: array[int], total: int, as_of: float) -> Usage:
         state = self._state
         table = state.table
-        inside = flat.intersect(extents, 0, table.size)
-        foreign = flat.total(extents) - flat.total(inside)
-        attribution = attribute(inside, table)
-        missing = finding.storage.total - finding.storage.overhead - flat.total(extents)
+        foreign = 0
+        if extents and extents[-1] > table.size:
+            extents = flat.intersect(extents, 0, table.size)
+            foreign = total - flat.total(extents)
+        attribution = attribute(extents, total - foreign, table)
+        missing = finding.storage.total - finding.storage.overhead - total
         if missing > 0 and not finding.proven:
             attribution.charge(0, SYSTEM, missing)  # the total is certain, only the purpose is not
+            attribution.unknown = missing
         if attribution.strays:
             table.take_free(attribution.strays, to_waste=True)
             state.wake()
-        method, storage = finding.method, finding.storage
-        usage = self._usage_locked(attribution, method, foreign, storage, exact=finding.proven, as_of=as_of)
+        usage = self.figures.whole_locked(
+            attribution, finding.method, foreign, finding.storage, exact=finding.proven, as_of=as_of
+        )
         self._seen_changes = table.changes
         return usage
-
-    def _usage_locked(
-        self, attribution: Attribution, method: str, foreign: int, storage: Storage, *, exact: bool, as_of: float = 0.0
-    ) -> Usage:
-        for owner, nbytes in self._external.items():
-            attribution.charge(owner, str(MemoryKind.MAPPED), nbytes)
-        committed = attribution.by_kind()
-        total = sum(committed.values()) + storage.overhead + foreign
-        self._peak = max(self._peak, total)
-        return Usage(
-            as_of=as_of,
-            method=method,
-            exact=exact,
-            committed=committed,
-            committed_by_owner=attribution.by_owner,
-            waste=attribution.waste,
-            retained=attribution.retained,
-            free_committed=attribution.free_committed,
-            reserved=storage.reserved,
-            overhead=storage.overhead,
-            foreign=foreign,
-            total=total,
-            **self._ours_locked(),
-        )
-
-    def _ours_locked(self) -> dict[str, Any]:
-        """The figures that need no host."""
-        state = self._state
-        table = state.table
-        allocated = {str(kind): 0 for kind in MemoryKind}
-        for (kind, _), nbytes in table.allocated.items():
-            allocated[kind] += nbytes
-        return {
-            "allocated": allocated,
-            "file_size": table.size,
-            "free": table.free_bytes(),
-            "largest_free": table.largest_free(),
-            "peak_committed": self._peak,
-            "counters": self._counters_locked(),
-        }
-
-    def _counters_locked(self) -> dict[str, int]:
-        state = self._state
-        return {**state.counters, "allocations": state.table.allocations, "frees": state.table.frees}
 
 
 def _extents_of(ranges: list[FileRange]) -> array[int]:

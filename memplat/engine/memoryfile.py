@@ -32,9 +32,10 @@ from memplat.engine.arguments import (
 )
 from memplat.engine.blocks import MemoryBlock
 from memplat.engine.commit import Scanner
-from memplat.engine.edge import Edge
 from memplat.engine.hostio import HostIO
+from memplat.engine.limits import check_transfer_locked
 from memplat.engine.mapping import Mapping
+from memplat.engine.measuring import Measuring
 from memplat.engine.reclaim import Reclaimer
 from memplat.engine.render import dump
 from memplat.engine.state import EngineState, host_error, reentrant
@@ -55,14 +56,13 @@ from memplat.types import (
     MemoryKind,
     PageInfo,
     SelectedBackend,
-    Usage,
 )
 
 _UNCOMMITTED: Final = AllocationMode.UNCOMMITTED
 _UP: Final = Direction.UP
 
 
-class MemoryFile(Edge):
+class MemoryFile(Measuring):
     """A :class:`~memplat.memory.Memory` on a backing file. Takes the file over, also if the constructor fails."""
 
     def __init__(
@@ -83,10 +83,9 @@ class MemoryFile(Edge):
         self.backend = backend = attrs.evolve(backend, notes=(*backend.notes, *mapping.notes))
         self._mapping = mapping
         state = EngineState(file, hooks, backend, options, mapping)
-        super().__init__(state)
+        super().__init__(state, Scanner(state))
         file.address = mapping.base
         self._reclaimer = Reclaimer(state)
-        self._scanner = Scanner(state)
         self._io = HostIO(state)
         self._allocator = Allocator(state, self._reclaimer, self._io.write)
         state.memory = weakref.ref(self)
@@ -139,7 +138,8 @@ class MemoryFile(Edge):
             with state.lock:
                 if state.refuse is not None or state.dropped:
                     state.check_locked()
-                taken = state.table.allocate(length, name, owner, down=way is not _UP)
+                limited = owner in state.limits
+                taken = None if limited else state.table.allocate(length, name, owner, down=way is not _UP)
             if state.dropped:
                 state.catch_up()
             if taken is not None:
@@ -220,7 +220,10 @@ class MemoryFile(Edge):
         if type(owner) is not int or not 0 <= owner <= MAX_OWNER:
             refuse_owner(owner)
         with self._state.locked() as table:
-            table.transfer(*self._pages(pages), owner)
+            start, end = self._pages(pages)
+            if owner in self._state.limits:
+                check_transfer_locked(self._state.limits, table, start, end, owner)
+            table.transfer(start, end, owner)
 
     # -- content ------------------------------------------------------------------------------------------------------
 
@@ -233,12 +236,13 @@ class MemoryFile(Edge):
                 if not release and not state.backend.info.decommit_releases:
                     state.zero_by_hand([held])
                     return 0
-                with state.lock:
-                    state.note_decommitted_locked([held])
                 try:
                     state.decommit_on_host([held])
                 except Exception:  # noqa: BLE001 -- whatever it was: the pages have to be zero
                     state.zero_by_hand([held])
+                finally:
+                    with state.lock:
+                        state.note_decommitted_locked([held])
                 with state.lock:
                     state.table.flag(*held, states.NONE)
                 return max(0, before - flat.total(state.committed(*held)))
@@ -323,31 +327,6 @@ class MemoryFile(Edge):
             raise
 
     # -- figures ------------------------------------------------------------------------------------------------------
-
-    def update_usage(self, *, max_age: float = 0) -> Usage:
-        """See :meth:`Memory.update_usage`."""
-        return self._scanner.update(check_timeout(max_age, "max_age"))
-
-    def usage(self) -> Usage:
-        """See :meth:`Memory.usage`."""
-        return self._scanner.usage()
-
-    def account_external(self, nbytes: int, *, owner: int = 0) -> None:
-        """See :meth:`Memory.account_external`."""
-        if type(owner) is not int or not 0 <= owner <= MAX_OWNER:
-            refuse_owner(owner)
-        if not is_int(nbytes) or abs(nbytes) > MAX_OFFSET:
-            raise InvalidArgumentError(f"nbytes {nbytes!r} is no number of bytes")
-        if not self._scanner.account_external(owner, nbytes):
-            raise InvalidArgumentError(f"account_external({nbytes}) would leave owner {owner} with less than nothing")
-
-    def total_usage(self) -> int:
-        """See :meth:`Memory.total_usage`."""
-        with self._state.in_flight():
-            try:
-                return self._state.storage().total
-            except OSError as error:
-                raise host_error(error, "the host could not be asked") from error
 
     def total_size(self) -> int:
         """See :meth:`Memory.total_size`."""

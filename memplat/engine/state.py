@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from memplat.engine import pages
+from memplat.engine.limits import Limits
 from memplat.engine.mapping import Mapping
 from memplat.engine.pages import PageTable
 from memplat.errors import ClosedError, ForkedError, HostError, MemplatError, PluginError, ReentrantCallError
@@ -86,6 +87,7 @@ class EngineState:
     :ivar exposed: somebody may write to free pages: an unpinned view, an address or the descriptor was handed out
     :ivar peers: somebody else may punch or truncate: the descriptor was handed out
     :ivar decommitted: what was decommitted since the scanner last looked, ``None`` if too much to tell
+    :ivar limits: what owners may have; guarded by ``lock``
     :ivar counters: events
     :ivar wake: tells the reclaimer that there is waste; replaced by it
     """
@@ -106,6 +108,7 @@ class EngineState:
         self.exposed = False
         self.peers = False
         self.decommitted: list[FileRange] | None = None
+        self.limits: Limits = {}
         self.counters: Counter[str] = Counter(dict.fromkeys(_COUNTERS, 0))
         self.wake: Callable[[], None] = lambda: None
         self.memory: weakref.ref[Memory] | None = None
@@ -281,34 +284,43 @@ class EngineState:
 
     def committed(self, start: int, end: int) -> array[int]:
         """The committed extents of ``[start, end)``, reserved pages included. Probes the host: not under the lock."""
+        return self.probe(start, end)[0]
+
+    def probe(self, start: int, end: int) -> tuple[array[int], int]:
+        """As :meth:`committed`, and the bytes in all extents."""
         found = self.hooks.memplat_probe_committed(file=self.file, start=start, end=end)
-        extents = self._checked("memplat_probe_committed", found, start, end)
+        extents, total = self._checked("memplat_probe_committed", found, start, end)
         if not self.table.has_flags:  # read without the lock: what is reserved meanwhile is not asked about
-            return extents
+            return extents, total
         with self.lock:
             reserved = array("q", [edge for part in self.table.flagged(pages.RESERVED) for edge in part])
         unseen = flat.subtract(flat.intersect(reserved, start, end), extents) if reserved else reserved
         if unseen:
             ranges = [FileRange(low, high) for low, high in zip(unseen[0::2], unseen[1::2], strict=True)]
             extents = flat.union(extents, self.probe_reserved(ranges))
-        return extents
+            total = flat.total(extents)
+        return extents, total
 
     def probe_reserved(self, ranges: list[FileRange]) -> array[int]:
         """Which pages of *ranges* cost storage, although nobody may have touched them."""
         found = self.hooks.memplat_probe_reserved(file=self.file, ranges=ranges)
-        return self._checked("memplat_probe_reserved", found, ranges[0].start, ranges[-1].end)
+        return self._checked("memplat_probe_reserved", found, ranges[0].start, ranges[-1].end)[0]
 
-    def _checked(self, hook: str, found: Sequence[int] | None, start: int, end: int) -> array[int]:
+    def _checked(self, hook: str, found: Sequence[int] | None, start: int, end: int) -> tuple[array[int], int]:
         try:
             extents = found if isinstance(found, array) and found.typecode == "q" else array("q", found or ())
         except (TypeError, OverflowError) as error:
             raise self.broken(hook, f"returned {found!r}, which is no flat array of offsets") from error
         if extents and extents[-1] % self.file.page_size and extents[-1] == os.fstat(self.file.fd).st_size <= end:
             extents[-1] = align_up(extents[-1], self.file.page_size)  # a peer has left the file with a ragged end
-        fault = flat.validate(extents, start, end, self.file.page_size)
-        if fault:
-            raise self.broken(hook, f"returned extents of [{start}, {end}) that are wrong: {fault}")
-        return extents
+        total = flat.measure(extents, start, end, self.file.page_size)
+        if isinstance(total, str):
+            raise self.broken(hook, f"returned extents of [{start}, {end}) that are wrong: {total}")
+        return extents, total
+
+    def hold_gate(self) -> bool:
+        """Hold the gate, unless something is being decommitted, be it by this thread; ends with ``gate.release()``."""
+        return not self.gate._is_owned() and self.gate.acquire(blocking=False)  # type: ignore[attr-defined]  # noqa: SLF001
 
     def decommit_on_host(self, ranges: list[FileRange]) -> None:
         """Have the backend decommit. Any exception means that nothing is known about the whole batch."""

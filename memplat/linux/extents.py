@@ -14,6 +14,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import compress, islice
 from operator import ge, gt, lt
+from typing import Final
+
+#: Up to so many extents, loops are quicker than what is done to all of them at once.
+_FEW: Final = 16
 
 
 def empty() -> array[int]:
@@ -23,7 +27,14 @@ def empty() -> array[int]:
 
 def total(extents: Sequence[int]) -> int:
     """The bytes in all extents."""
+    if len(extents) == 2:
+        return extents[1] - extents[0]  # by far the most frequent case
     return sum(extents[1::2]) - sum(extents[0::2])
+
+
+def lengths(extents: array[int]) -> array[int]:
+    """The length of each extent."""
+    return _from_lanes(_lanes(extents[1::2]) - _lanes(extents[0::2]), len(extents) // 2)
 
 
 def from_starts_and_ends(starts: array[int], ends: array[int]) -> array[int]:
@@ -35,7 +46,8 @@ def from_starts_and_ends(starts: array[int], ends: array[int]) -> array[int]:
 
 def interleaved(starts: Iterable[int], ends: Iterable[int]) -> array[int]:
     """Extents from their starts and their ends."""
-    first, second = array("q", starts), array("q", ends)
+    first = starts if isinstance(starts, array) else array("q", starts)
+    second = ends if isinstance(ends, array) else array("q", ends)
     result = first + second
     result[0::2] = first
     result[1::2] = second
@@ -100,7 +112,40 @@ def subtract(a: array[int], b: array[int]) -> array[int]:
     """What is in *a* but not in *b*."""
     if not a or not b:
         return a[:]
+    if len(b) <= _FEW:
+        result = a[:]
+        for start, end in zip(b[0::2], b[1::2], strict=True):
+            remove(result, start, end)
+        return result
     return intersection(a, complement(b, a[0], a[-1]))
+
+
+def remove(extents: array[int], start: int, end: int) -> int:
+    """Take ``[start, end)`` out of *extents*, in place; returns how much of it was there. O(log n), and a memmove."""
+    low, high = bisect_left(extents, start), bisect_right(extents, end)
+    gone = extents[low:high]
+    edges = empty()
+    if low % 2:  # start lies within an extent, or where one ends
+        gone.insert(0, start)
+        edges.append(start)
+    if high % 2:
+        gone.append(end)
+        edges.append(end)
+    extents[low:high] = edges
+    return total(gone)
+
+
+def moved_pairs(starts: array[int], ends: array[int], distance: int) -> tuple[array[int], int]:
+    """Extents from their starts and their ends, with *distance* added to every offset; and the bytes in all of them."""
+    count = len(starts)
+    if count <= _FEW:
+        extents = array("q", [edge + distance for pair in zip(starts, ends, strict=True) for edge in pair])
+        return extents, sum(ends) - sum(starts)
+    low, high = _lanes(starts), _lanes(ends)
+    shift = _repeated(1, count) * distance
+    return interleaved(_from_lanes(low + shift, count), _from_lanes(high + shift, count)), _sum_of_lanes(
+        high - low, count
+    )
 
 
 def moved(extents: array[int], distance: int) -> array[int]:
@@ -108,10 +153,9 @@ def moved(extents: array[int], distance: int) -> array[int]:
     if not extents or not distance:
         return extents[:]
     count = len(extents)
-    lanes = _lanes(extents) + _repeated(1, count) * distance
-    result = empty()
-    result.frombytes(lanes.to_bytes(8 * count, "little"))
-    return result
+    if count <= _FEW:
+        return array("q", [offset + distance for offset in extents])
+    return _from_lanes(_lanes(extents) + _repeated(1, count) * distance, count)
 
 
 def _lanes(extents: array[int]) -> int:
@@ -121,8 +165,33 @@ def _lanes(extents: array[int]) -> int:
     return int.from_bytes(extents.tobytes(), "little")
 
 
-def _repeated(value: int, count: int) -> int:
-    return int.from_bytes(value.to_bytes(8, "little") * count, "little")
+def _from_lanes(lanes: int, count: int) -> array[int]:
+    result = empty()
+    result.frombytes(lanes.to_bytes(8 * count, "little"))
+    return result
+
+
+def _repeated(value: int, count: int, bits: int = 64) -> int:
+    """*value* in each of so many lanes. By doubling, which takes a fifth of the time of reading as many bytes."""
+    result = done = 0
+    width = 1
+    while True:
+        if count & width:
+            result |= value << bits * done
+            done += width
+        width *= 2
+        if width > count:
+            return result
+        value |= value << bits * (width // 2)
+
+
+def _sum_of_lanes(lanes: int, count: int) -> int:
+    """The sum of all lanes, which has to fit into one: the upper half is added to the lower one until one is left."""
+    while count > 1:
+        half = (count + 1) // 2
+        lanes = (lanes >> 64 * half) + (lanes & ~(-1 << 64 * half))
+        count = half
+    return lanes
 
 
 def validate(extents: Sequence[int], start: int, end: int, page_size: int) -> str | None:
@@ -130,18 +199,36 @@ def validate(extents: Sequence[int], start: int, end: int, page_size: int) -> st
 
     :param page_size: a power of two
     """
+    measured = measure(extents, start, end, page_size)
+    return measured if isinstance(measured, str) else None
+
+
+def measure(extents: Sequence[int], start: int, end: int, page_size: int) -> int | str:
+    """The bytes in all extents; or why they are no proper answer of a probe of ``[start, end)``.
+
+    :param page_size: a power of two
+    """
     try:
         flat = extents if isinstance(extents, array) and extents.typecode == "q" else array("q", extents)
     except (TypeError, OverflowError) as reason:
         return f"not a flat sequence of 64-bit integers: {reason}"
-    if len(flat) % 2:
-        return f"{len(flat)} offsets: a start without an end"
-    if not flat or (
-        # the most frequent answer about a small part
-        len(flat) == 2 and 0 <= start <= flat[0] < flat[1] <= end and not (flat[0] | flat[1]) & (page_size - 1)
-    ):
-        return None
-    lanes, ones = _lanes(flat), _repeated(1, len(flat))
+    count = len(flat)
+    if count % 2:
+        return f"{count} offsets: a start without an end"
+    if not flat:
+        return 0
+    if count == 2 and 0 <= start <= flat[0] < flat[1] <= end and not (flat[0] | flat[1]) & (page_size - 1):
+        return flat[1] - flat[0]  # the most frequent answer about a small part
+    lanes = _lanes(flat)
+    fault = _fault(flat, lanes, start, end, page_size)
+    if fault is not None:
+        return fault
+    every_second = _repeated((1 << 64) - 1, count // 2, 128)
+    return _sum_of_lanes((lanes >> 64 & every_second) - (lanes & every_second), count)
+
+
+def _fault(flat: array[int], lanes: int, start: int, end: int, page_size: int) -> str | None:
+    ones = _repeated(1, len(flat))
     if lanes & ones << 63:
         return f"negative: {min(flat)}"
     if not _ascends(lanes, ones, len(flat)):

@@ -8,7 +8,7 @@ import os
 from array import array
 from typing import Final
 
-from memplat.linux.extents import empty, interleaved, moved
+from memplat.linux.extents import empty, moved_pairs
 
 # <linux/fs.h>
 _PAGEMAP_SCAN: Final = 0xC0606610
@@ -22,7 +22,14 @@ _REGIONS: Final = 16384
 
 
 def pagemap_scan(address: int, start: int, end: int) -> array[int] | None:
-    """The pages of ``[start, end)`` that this process's mapping has in its page tables, as extents of file offsets.
+    """:func:`pagemap_sum`, without the sum."""
+    found = pagemap_sum(address, start, end)
+    return None if found is None else found[0]
+
+
+def pagemap_sum(address: int, start: int, end: int) -> tuple[array[int], int] | None:
+    """The pages of ``[start, end)`` that this process's mapping has in its page tables, as extents of file offsets, and
+    their bytes.
 
     ioctl PAGEMAP_SCAN (Documentation/admin-guide/mm/pagemap.rst): "get or optionally clear the info about page table
     entries". It knows nothing of pages that only somebody else touched, and of shmem pages that are swapped out.
@@ -45,7 +52,7 @@ def pagemap_scan(address: int, start: int, end: int) -> array[int] | None:
         os.close(fd)
 
 
-def _scan(fd: int, address: int, start: int, end: int) -> array[int]:
+def _scan(fd: int, address: int, start: int, end: int) -> tuple[array[int], int]:
     starts, ends = empty(), empty()
     position, limit = address + start, address + end
     regions = array("q", bytes(_REGION_BYTES * _FIRST_REGIONS))
@@ -61,9 +68,9 @@ def _scan(fd: int, address: int, start: int, end: int) -> array[int]:
         ends += regions[1 : count * _REGION_WORDS : _REGION_WORDS]
         # walk_end can lie below the end of the last region, which would then be reported again.
         position = max(walked, ends[-1])
-        if len(regions) < _REGIONS * _REGION_WORDS:
+        if position < limit and len(regions) < _REGIONS * _REGION_WORDS:
             regions = array("q", bytes(_REGION_BYTES * _REGIONS))
-    return moved(interleaved(starts, ends), -address)
+    return moved_pairs(starts, ends, -address)
 
 
 def _scan_once(fd: int, start: int, end: int, regions: array[int]) -> tuple[int, int]:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 from array import array
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typing import Final
 from memplat.linux import extents as flat
 from memplat.linux.files import cachestat_raw, seek_extents
 from memplat.linux.filesystems import TMPFS_MAGIC, filesystem_magic
-from memplat.linux.pagemap import pagemap_scan
+from memplat.linux.pagemap import pagemap_sum
 from memplat.linux.system import PAGE_SIZE
 from memplat.ranges import MIB, FileRange
 
@@ -36,7 +37,19 @@ def is_shmem(fd: int) -> bool:
     return filesystem_magic(fd) == TMPFS_MAGIC
 
 
-def committed_extents(fd: int, start: int, end: int, address: int | None, mapped: int) -> tuple[array[int], str]:
+class Probe(enum.StrEnum):
+    """Which interface is asked first. One that the kernel lacks, or that cannot prove its answer, falls to the next."""
+
+    AUTO = "auto"
+    """The cheapest one that proves its answer."""
+    PAGEMAP_SCAN = "pagemap_scan"
+    CACHESTAT = "cachestat"
+    SEEK_DATA = "seek_data"
+
+
+def committed_extents(
+    fd: int, start: int, end: int, address: int | None, mapped: int, probe: Probe = Probe.AUTO
+) -> tuple[array[int], str]:
     """The committed extents of ``[start, end)`` of a shmem file, and the name of the method that found them.
 
     Pages that were allocated (fallocate) and never touched may be left out.
@@ -44,6 +57,8 @@ def committed_extents(fd: int, start: int, end: int, address: int | None, mapped
     :param address: where offset 0 stands in a mapping of this process, or ``None``
     :param mapped: how many bytes are mapped there
     """
+    if probe is not Probe.AUTO:
+        return _as_told(fd, start, end, address, mapped, probe)
     if end - start <= _HALVING_BYTES and start < end <= mapped:
         # A part of what is ours: where all of it or nothing is held, as in most recycled ranges, one call tells.
         held = held_bytes(fd, start, end)
@@ -52,24 +67,51 @@ def committed_extents(fd: int, start: int, end: int, address: int | None, mapped
         halved = flat.empty() if held == 0 else held_extents(fd, start, end, _HALVING_CALLS)
         if halved is not None:
             return halved, "cachestat"
-    before = os.fstat(fd)
-    storage = before.st_blocks * _BLOCK
-    end = min(end, before.st_size)
+    status = os.fstat(fd)
+    storage, size = status.st_blocks * _BLOCK, status.st_size
+    end = min(end, size)
     if not storage or start >= end:
         return flat.empty(), "st_blocks"
-    whole = start == 0 and end == before.st_size
-    if whole and storage == end:
-        return array("q", (0, end)), "st_blocks"
-    if whole and address is not None and (scanned := pagemap_scan(address, 0, min(end, mapped))) is not None:
-        seen = flat.total(scanned)
-        after = os.fstat(fd)
-        if seen == storage == after.st_blocks * _BLOCK and after.st_size == end:
-            return scanned, "pagemap_scan"
-        if 2 * seen > storage and (mended := _mended(fd, scanned, end)) is not None:
-            return mended, "cachestat"
+    if start == 0 and end == size:
+        if storage == end:
+            return array("q", (0, end)), "st_blocks"
+        found = _by_page_tables(fd, end, storage, address, mapped)
+        if found is not None:
+            return found
     elif end - start <= _HALVING_BYTES and (halved := held_extents(fd, start, end, _HALVING_CALLS)) is not None:
         return halved, "cachestat"
     return seek_extents(fd, start, end), "seek_data"
+
+
+def _as_told(fd: int, start: int, end: int, address: int | None, mapped: int, probe: Probe) -> tuple[array[int], str]:
+    """As :func:`committed_extents`, without its short cuts: from the interface that was named, down."""
+    status = os.fstat(fd)
+    end = min(end, status.st_size)
+    if start >= end:
+        return flat.empty(), "st_blocks"
+    if probe is Probe.PAGEMAP_SCAN and start == 0 and end == status.st_size:
+        found = _by_page_tables(fd, end, status.st_blocks * _BLOCK, address, mapped)
+        if found is not None:
+            return found
+    if probe is not Probe.SEEK_DATA and (held := held_extents(fd, start, end)) is not None:
+        return held, "cachestat"
+    return seek_extents(fd, start, end), "seek_data"
+
+
+def _by_page_tables(
+    fd: int, size: int, storage: int, address: int | None, mapped: int
+) -> tuple[array[int], str] | None:
+    """The whole file by PAGEMAP_SCAN: proven, or mended where most of it is right; else ``None``."""
+    found = None if address is None else pagemap_sum(address, 0, min(size, mapped))
+    if found is None:
+        return None
+    scanned, seen = found
+    after = os.fstat(fd)
+    if seen == storage == after.st_blocks * _BLOCK and after.st_size == size:
+        return scanned, "pagemap_scan"
+    if 2 * seen > storage and (mended := _mended(fd, scanned, size)) is not None:
+        return mended, "cachestat"
+    return None
 
 
 def held_bytes(fd: int, start: int, end: int) -> int | None:

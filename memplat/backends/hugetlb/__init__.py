@@ -13,6 +13,7 @@ refuses at once. What that means for the hooks:
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import os
 import threading
@@ -26,7 +27,7 @@ from memplat.backends.hugetlb.pool import Pool, find_pool
 from memplat.hookspecs import hookimpl
 from memplat.linux import extents as flat
 from memplat.linux import files, memory, userfaultfd
-from memplat.linux.pagemap import pagemap_scan
+from memplat.linux.pagemap import pagemap_sum
 from memplat.ranges import FileRange, format_size, parse_size
 from memplat.types import AllocationMode, Availability, BackendInfo, BackingFile, Capability, Extents, Storage
 
@@ -35,6 +36,15 @@ _BLOCK: Final = 512
 #: memfd_create(2): names are limited to 249 bytes.
 _MAX_NAME_BYTES: Final = 249
 _SEALS: Final = files.F_SEAL_SHRINK | files.F_SEAL_SEAL
+
+
+class Probe(enum.StrEnum):
+    """Which interface is asked first. One that the kernel lacks, or that cannot prove its answer, falls to the next."""
+
+    AUTO = "auto"
+    """The cheapest one that proves its answer."""
+    PAGEMAP_SCAN = "pagemap_scan"
+    USERFAULTFD = "userfaultfd"
 
 
 def _page_size(value: int | str | None) -> int | None:
@@ -67,6 +77,8 @@ class HugetlbOptions:
     """Shown in /proc/PID/maps for a memfd."""
     seal: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
     """Forbid everybody to make a memfd smaller."""
+    probe: Probe = attrs.field(default=Probe.AUTO, converter=Probe)
+    """Which interface of the kernel is asked first what is committed: ``pagemap_scan``, ``userfaultfd``."""
 
 
 @attrs.define
@@ -76,6 +88,7 @@ class _State:
     """
 
     pool: Pool
+    probe: Probe = Probe.AUTO
     lock: threading.Lock = attrs.field(factory=threading.Lock)
     reserved: array[int] = attrs.field(factory=flat.empty)
     """Pages that were reserved and not given back since, touched or not."""
@@ -150,7 +163,7 @@ def memplat_create_file(options: HugetlbOptions | None) -> BackingFile:
     except BaseException:
         os.close(fd)
         raise
-    return BackingFile(fd=fd, page_size=pool.page_size, backend=NAME, state=_State(pool))
+    return BackingFile(fd=fd, page_size=pool.page_size, backend=NAME, state=_State(pool, chosen.probe))
 
 
 @hookimpl
@@ -237,14 +250,15 @@ def _existing(file: BackingFile, start: int, end: int) -> tuple[array[int], str]
     status = os.fstat(file.fd)
     storage = status.st_blocks * _BLOCK
     end = min(end, status.st_size)
+    probe = _state(file).probe
     if not storage or start >= end:
         return flat.empty(), "st_blocks"
-    if storage == status.st_size:
+    if storage == status.st_size and probe is Probe.AUTO:
         return array("q", (start, end)), "st_blocks"
-    if file.address is not None:
-        ours = pagemap_scan(file.address, 0, min(file.size, status.st_size))
-        if ours is not None and flat.total(ours) == storage == os.fstat(file.fd).st_blocks * _BLOCK:
-            return flat.intersect(ours, start, end), "pagemap_scan"
+    if file.address is not None and probe is not Probe.USERFAULTFD:
+        ours = pagemap_sum(file.address, 0, min(file.size, status.st_size))
+        if ours is not None and ours[1] == storage == os.fstat(file.fd).st_blocks * _BLOCK:
+            return flat.intersect(ours[0], start, end), "pagemap_scan"
     found = userfaultfd.existing_huge_pages(file.fd, start, end, file.page_size, storage)
     if found is None:
         raise OSError(errno.EOPNOTSUPP, "which huge pages exist cannot be told: userfaultfd(2) is refused here")

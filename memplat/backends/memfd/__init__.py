@@ -23,9 +23,10 @@ from typing import Final
 import attrs
 
 from memplat.hookspecs import hookimpl
-from memplat.linux import files, memory, system
+from memplat.linux import files, memory, shmem, system
+from memplat.linux.shmem import Probe
 from memplat.ranges import HUGE_PAGE_SIZE, FileRange, align_down, align_up
-from memplat.types import AllocationMode, Availability, BackendInfo, BackingFile, Capability
+from memplat.types import AllocationMode, Availability, BackendInfo, BackingFile, Capability, Extents
 
 NAME: Final = "memfd"
 
@@ -67,6 +68,9 @@ class MemfdOptions:
     """Forbid everybody to make the file smaller."""
     huge: HugePages = attrs.field(default=HugePages.NEVER, converter=HugePages)
     """When transparent huge pages are taken."""
+    probe: Probe = attrs.field(default=Probe.AUTO, converter=Probe)
+    """Which interface of the kernel is asked first what is committed: ``pagemap_scan``, ``cachestat``, ``seek_data``.
+    """
 
 
 @hookimpl
@@ -139,6 +143,14 @@ def memplat_mapped(file: BackingFile, start: int, end: int) -> bool:
         with contextlib.suppress(OSError):
             memory.madvise(file.address + start, end - start, advice)
     return True
+
+
+@hookimpl
+def memplat_probe_committed(file: BackingFile, start: int, end: int) -> Extents:
+    """The cheapest way that is proven to be exact, or the one that was configured."""
+    probe = _options(file).probe
+    extents, file.probe_method = shmem.committed_extents(file.fd, start, end, file.address, file.size, probe)
+    return extents
 
 
 @hookimpl(wrapper=True)

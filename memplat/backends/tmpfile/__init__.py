@@ -13,6 +13,7 @@ Everything that is not said here is :mod:`memplat.backends.default`'s.
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 import tempfile
@@ -24,12 +25,27 @@ from memplat.backends.tmpfile import unnamed
 from memplat.backends.tmpfile.overhead import ExtentTree, tree_of
 from memplat.backends.tmpfile.trial import why_not
 from memplat.hookspecs import hookimpl
-from memplat.linux import fiemap, filesystems, memory, shmem, system
+from memplat.linux import fiemap, files, filesystems, memory, shmem, system
 from memplat.ranges import format_size
 from memplat.types import AllocationMode, Availability, BackendInfo, BackingFile, Capability, Extents, Storage
 
 NAME: Final = "tmpfile"
 _BLOCK: Final = 512
+
+
+class Probe(enum.StrEnum):
+    """Which interface is asked first. One that the kernel or the file system lacks, or that cannot prove its answer,
+    falls to the next, in this order.
+    """
+
+    AUTO = "auto"
+    """The cheapest one that proves its answer."""
+    PAGEMAP_SCAN = "pagemap_scan"
+    """On tmpfs only, as the next one."""
+    CACHESTAT = "cachestat"
+    FIEMAP = "fiemap"
+    """Not on tmpfs."""
+    SEEK_DATA = "seek_data"
 
 
 def _check_directory(_: object, attribute: attrs.Attribute[str | None], value: object) -> None:
@@ -48,6 +64,11 @@ class TmpfileOptions:
     directory: str | None = attrs.field(default=None, converter=_path, validator=_check_directory)
     """Where the file is made; ``None``: where Python makes temporary files (TMPDIR, TEMP, TMP, /tmp, /var/tmp …)."""
 
+    probe: Probe = attrs.field(default=Probe.AUTO, converter=Probe)
+    """Which interface of the kernel is asked first what is committed: ``pagemap_scan``, ``cachestat``, ``fiemap``,
+    ``seek_data``.
+    """
+
     def place(self) -> str:
         """The directory, for certain."""
         return tempfile.gettempdir() if self.directory is None else self.directory
@@ -59,6 +80,8 @@ class _State:
 
     on_disk: bool
     """Has FIEMAP; else it is shmem, or only SEEK_DATA tells."""
+    is_shmem: bool
+    probe: Probe
     tree: ExtentTree | None
     """What the file system spends on the list of extents beyond the data, where that is part of ``st_blocks``."""
 
@@ -112,19 +135,21 @@ def memplat_create_file(options: TmpfileOptions | None) -> BackingFile:
 
     :raises OSError: as open(2)
     """
-    fd = unnamed.create((options if options is not None else TmpfileOptions()).place())
+    chosen = options if options is not None else TmpfileOptions()
+    fd = unnamed.create(chosen.place())
     try:
-        return BackingFile(fd=fd, page_size=system.PAGE_SIZE, backend=NAME, state=_state_of(fd))
+        return BackingFile(fd=fd, page_size=system.PAGE_SIZE, backend=NAME, state=_state_of(fd, chosen.probe))
     except BaseException:
         os.close(fd)
         raise
 
 
-def _state_of(fd: int) -> _State:
+def _state_of(fd: int, probe: Probe = Probe.AUTO) -> _State:
     magic = filesystems.filesystem_magic(fd)
     if magic == filesystems.BTRFS_MAGIC and not os.fstat(fd).st_size:
         filesystems.set_flags(fd, filesystems.get_flags(fd) | filesystems.FS_NOCOW_FL)
-    return _State(_has_fiemap(fd), tree_of(magic))
+    is_shmem = shmem.is_shmem(fd)
+    return _State(not is_shmem and _has_fiemap(fd), is_shmem, probe, tree_of(magic))
 
 
 def _has_fiemap(fd: int) -> bool:
@@ -132,7 +157,7 @@ def _has_fiemap(fd: int) -> bool:
         fiemap.file_map(fd, 0, system.PAGE_SIZE)
     except OSError:
         return False
-    return not shmem.is_shmem(fd)
+    return True
 
 
 def _method(state: _State) -> str:
@@ -152,14 +177,20 @@ def memplat_mapped(file: BackingFile, start: int, end: int) -> bool:
 
 
 @hookimpl
-def memplat_probe_committed(file: BackingFile, start: int, end: int) -> Extents | None:
-    """Which pages have blocks: by FIEMAP, which knows reserved pages, too. Without it the default answers.
+def memplat_probe_committed(file: BackingFile, start: int, end: int) -> Extents:
+    """Which pages have blocks: by FIEMAP, which knows reserved pages, too. On tmpfs and without FIEMAP as the default
+    does.
 
     :raises OSError: EIO
     """
     state = _state(file)
-    if not state.on_disk:
-        return None
+    if state.is_shmem:
+        probe = shmem.Probe.SEEK_DATA if state.probe is Probe.FIEMAP else shmem.Probe(state.probe)
+        extents, file.probe_method = shmem.committed_extents(file.fd, start, end, file.address, file.size, probe)
+        return extents
+    if not state.on_disk or state.probe is Probe.SEEK_DATA:
+        file.probe_method = "seek_data"
+        return files.seek_extents(file.fd, start, end)
     found = fiemap.file_map(file.fd, start, end)
     if state.tree is not None and start == 0 and end + file.page_size > os.fstat(file.fd).st_size:
         state.tree.seen(found.mapped, found.delayed)
