@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from memplat.engine.registry import accounting, memories
     from memplat.errors import (
         BackendUnavailableError,
         ClosedError,
@@ -102,15 +103,18 @@ __all__ = [
     "UnknownBackendError",
     "Usage",
     "__version__",
+    "accounting",
     "adopt",
     "format_size",
     "hookimpl",
+    "memories",
     "open",
     "parse_size",
 ]
 
 #: Where the names live that are no errors: most public names are.
 _HOMES = {
+    "memplat.engine.registry": ("accounting", "memories"),
     "memplat.hookspecs": ("hookimpl",),
     "memplat.memory": ("AddressSpace", "Block", "Memory"),
     "memplat.opening": ("adopt", "open"),

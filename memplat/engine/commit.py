@@ -180,7 +180,7 @@ class Scanner:
     def _unchanged(self) -> Usage | None:
         """The last figures, if neither we nor the host have anything new: two numbers are compared, and that is all."""
         state = self._state
-        if self._runner or not state.hold_gate():
+        if not state.hold_gate():
             return None
         try:
             last, started = self.last, time.perf_counter_ns()
@@ -192,7 +192,7 @@ class Scanner:
                 return None
             with state.lock:
                 # A scan that began meanwhile may have changed what was compared here.
-                if self._runner or self.last is not last or not self._is_as_seen():
+                if self.last is not last or not self._is_as_seen():
                     return None
                 self._count_locked("unchanged", time.perf_counter_ns() - started)
                 self.last = renewed(
@@ -207,10 +207,11 @@ class Scanner:
             state.gate.release()
 
     def _is_as_seen(self) -> bool:
-        """Whether the last scan found out everything, and nothing has happened to the pages since."""
+        """Whether the last scan found out everything, no other is on, and nothing has happened to the pages since."""
         state = self._state
         return (
-            state.table.changes == self._seen_changes
+            not self._runner
+            and state.table.changes == self._seen_changes
             and self._known is not None
             and state.decommitted == []
             and not state.peers

@@ -15,6 +15,7 @@ from typing import Final, Self
 import attrs
 
 from memplat.engine import pages as states
+from memplat.engine import registry
 from memplat.engine.allocation import Allocator, preallocate
 from memplat.engine.arguments import (
     ACCESSES,
@@ -98,6 +99,7 @@ class MemoryFile(Measuring):
         except BaseException:
             self.close()
             raise
+        registry.register(self)
 
     # -- allocating ---------------------------------------------------------------------------------------------------
 
@@ -375,6 +377,7 @@ class MemoryFile(Measuring):
         if not state.close():
             return
         self._finalizer.detach()
+        registry.forget(self)
         self._reclaimer.stop(join=not in_hook)
         if not ours:
             return

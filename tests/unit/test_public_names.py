@@ -18,7 +18,7 @@ import memplat
 
 ROOT = Path(memplat.__file__).parent
 API = (ROOT.parent / "docs" / "api.md").read_text(encoding="utf-8")
-MODULES = ("errors", "hookspecs", "memory", "opening", "ranges", "types")
+MODULES = ("engine.registry", "errors", "hookspecs", "memory", "opening", "ranges", "types")
 
 
 def section(title: str) -> str:
@@ -57,6 +57,8 @@ def test_importing_the_package_imports_nothing_that_is_not_needed():
         ("memplat.Usage", "memplat.types", "pluggy"),
         ("memplat.Memory", "memplat.memory", "pluggy"),
         ("memplat.hookimpl", "pluggy", "cattrs"),
+        ("memplat.memories()", "memplat.engine.registry", "memplat.engine.memoryfile"),
+        ("memplat.accounting()", "memplat.engine.registry", "pluggy"),
         ("memplat.open", "memplat.engine.memoryfile", "memplat.backends.default"),
         ("memplat.open('memfd').close()", "memplat.backends.memfd", "memplat.backends.hugetlb"),
         ("memplat.__version__", "importlib.metadata", "attrs"),
