@@ -19,6 +19,9 @@ if TYPE_CHECKING:
         DoubleFreeError,
         ForeignBlockError,
         ForkedError,
+        HandleError,
+        HandleExpiredError,
+        HandleUsedError,
         HostError,
         InvalidArgumentError,
         InvalidKindError,
@@ -33,11 +36,13 @@ if TYPE_CHECKING:
         ReentrantCallError,
         ReferenceOverflowError,
         UnknownBackendError,
+        UnsealedFileError,
     )
     from memplat.hookspecs import hookimpl
     from memplat.memory import AddressSpace, Block, Memory
     from memplat.opening import adopt, open  # noqa: A004
     from memplat.ranges import FileRange, format_size, parse_size
+    from memplat.sharing import Handle, attach
     from memplat.types import (
         Access,
         AllocationMode,
@@ -80,6 +85,10 @@ __all__ = [
     "FileRange",
     "ForeignBlockError",
     "ForkedError",
+    "Handle",
+    "HandleError",
+    "HandleExpiredError",
+    "HandleUsedError",
     "HostError",
     "InvalidArgumentError",
     "InvalidKindError",
@@ -101,10 +110,12 @@ __all__ = [
     "SelectedBackend",
     "Storage",
     "UnknownBackendError",
+    "UnsealedFileError",
     "Usage",
     "__version__",
     "accounting",
     "adopt",
+    "attach",
     "format_size",
     "hookimpl",
     "memories",
@@ -119,6 +130,7 @@ _HOMES = {
     "memplat.memory": ("AddressSpace", "Block", "Memory"),
     "memplat.opening": ("adopt", "open"),
     "memplat.ranges": ("FileRange", "format_size", "parse_size"),
+    "memplat.sharing": ("Handle", "attach"),
     "memplat.types": (
         "Access",
         "AllocationMode",

@@ -97,6 +97,22 @@ class OutOfMemory(MemplatError, MemoryError):  # noqa: N818 -- the contract's na
         self.owner = owner
 
 
+class HandleError(MemplatError, RuntimeError):
+    """A handle of shared pages that cannot be used so, here."""
+
+
+class HandleUsedError(HandleError):
+    """A handle that was attached before: each attaches once."""
+
+
+class HandleExpiredError(HandleError):
+    """A handle that nobody attached in time, that was revoked, or whose memory or process is gone."""
+
+
+class UnsealedFileError(MemplatError, PermissionError):
+    """A writable share of a file that the peer could truncate under us, without ``trusted=True``."""
+
+
 class HostError(MemplatError, OSError):
     """A system call failed in a way that the caller has to know of; ``errno`` is the host's.
 
@@ -150,6 +166,9 @@ __all__ = [
     "DoubleFreeError",
     "ForeignBlockError",
     "ForkedError",
+    "HandleError",
+    "HandleExpiredError",
+    "HandleUsedError",
     "HostError",
     "InvalidArgumentError",
     "InvalidKindError",
@@ -164,4 +183,5 @@ __all__ = [
     "ReentrantCallError",
     "ReferenceOverflowError",
     "UnknownBackendError",
+    "UnsealedFileError",
 ]

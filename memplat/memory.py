@@ -9,10 +9,13 @@ finalizer, callback or signal handler that interrupted a call of its own thread 
 from __future__ import annotations
 
 from types import EllipsisType, TracebackType
-from typing import IO, Protocol, TypeAlias, runtime_checkable
+from typing import IO, TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from memplat.ranges import FileRange
 from memplat.types import Access, AllocationMode, Direction, MemoryKind, PageInfo, SelectedBackend, Usage
+
+if TYPE_CHECKING:
+    from memplat.sharing import Handle
 
 #: Anything that exports a contiguous buffer of bytes.
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -213,6 +216,22 @@ class Memory(Protocol):
         """Take a reference and map *pages* into *space* at *addr*; unmapping them there drops the reference.
 
         :raises InvalidArgumentError: an unknown access or an *addr* that is no page-aligned address
+        """
+
+    def share(
+        self, pages: FileRange | Block, *, writable: bool = False, trusted: bool = False, expires: float = 60.0
+    ) -> Handle:
+        """Take a reference for another process, which gets the pages with ``memplat.attach(handle)``. The reference is
+        dropped when the peer has let go of its view, or has died; or after *expires* seconds, if nobody attached it.
+
+        What the peer gets is a descriptor of the whole file, open for reading only unless *writable*: docs/sharing.md
+        says what is protected from whom.
+
+        :param trusted: let the peer write to a file that is not sealed against truncation
+        :raises NotAllocatedError: if any of the pages has no reference
+        :raises UnsealedFileError: *writable*, not *trusted*, and the file cannot be or is not sealed
+        :raises InvalidArgumentError: if the backend cannot share, or *expires* is no time
+        :raises HostError: if the host refuses
         """
 
     def update_usage(self, *, owner: int | None = None, max_age: float = 0) -> Usage:

@@ -39,6 +39,7 @@ from memplat.engine.mapping import Mapping
 from memplat.engine.measuring import Measuring
 from memplat.engine.reclaim import Reclaimer
 from memplat.engine.render import dump
+from memplat.engine.sharing import Shares
 from memplat.engine.state import EngineState, host_error, reentrant
 from memplat.errors import InvalidArgumentError, InvalidRangeError
 from memplat.hookspecs import BackendHooks
@@ -46,6 +47,7 @@ from memplat.linux import extents as flat
 from memplat.linux import system
 from memplat.memory import AddressSpace, Block, Buffer, Fill
 from memplat.ranges import FileRange, align_up
+from memplat.sharing import Handle
 from memplat.types import (
     MAX_OWNER,
     Access,
@@ -89,6 +91,7 @@ class MemoryFile(Measuring):
         self._reclaimer = Reclaimer(state)
         self._io = HostIO(state)
         self._allocator = Allocator(state, self._reclaimer, self._io.write)
+        self._shares = Shares(state)
         state.memory = weakref.ref(self)
         self._finalizer = weakref.finalize(self, _abandon, state, self._reclaimer)
         self._finalizer.atexit = False  # the kernel tidies up; daemon threads may still be in the middle of calls
@@ -328,6 +331,20 @@ class MemoryFile(Measuring):
             self.decref(FileRange(start, end))
             raise
 
+    def share(
+        self, pages: FileRange | Block, *, writable: bool = False, trusted: bool = False, expires: float = 60.0
+    ) -> Handle:
+        """See :meth:`Memory.share`."""
+        seconds = check_timeout(expires, "expires")
+        with self._state.locked() as table:
+            shared = self._pages(pages)
+            table.incref(*shared)
+        try:
+            return self._shares.share(self, shared, writable=bool(writable), trusted=bool(trusted), expires=seconds)
+        except BaseException:
+            self.decref(shared)
+            raise
+
     # -- figures ------------------------------------------------------------------------------------------------------
 
     def total_size(self) -> int:
@@ -374,6 +391,7 @@ class MemoryFile(Measuring):
         state = self._state
         ours = not state.is_forked
         in_hook = state.in_hook()
+        self._shares.close()
         if not state.close():
             return
         self._finalizer.detach()

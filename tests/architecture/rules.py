@@ -23,6 +23,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
         "engine backends config platforms",
         "hookspecs",
         "memory",
+        "sharing",
         "types",
         "ranges",
         "errors",

@@ -18,7 +18,7 @@ import memplat
 
 ROOT = Path(memplat.__file__).parent
 API = (ROOT.parent / "docs" / "api.md").read_text(encoding="utf-8")
-MODULES = ("engine.registry", "errors", "hookspecs", "memory", "opening", "ranges", "types")
+MODULES = ("engine.registry", "errors", "hookspecs", "memory", "opening", "ranges", "sharing", "types")
 
 
 def section(title: str) -> str:

@@ -1,0 +1,281 @@
+"""Pages of a memory in another process: the handle that travels, and the peer's end of a share.
+
+The owner's end stands in ``memplat/engine/leases.py``. A handle is redeemed in one of two ways:
+
+- by its *token*, which travels in pickles: :func:`attach` connects to the owner's socket (an abstract address of this
+  network namespace, unix(7)) and shows the token. The connection stays open: it is the *lease*.
+- by a *ticket*, which travels as a descriptor (:meth:`Handle.fileno`, ``socket.send_fds``): a socket in which one
+  message waits, with the descriptor of the backing file and a lease. Only one reader can get it.
+
+The owner holds a reference for as long as the other end of the lease is open anywhere, and the kernel closes it when
+the peer dies, whatever killed it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+from array import array
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, Protocol
+
+from memplat.errors import HandleError, HandleExpiredError, HandleUsedError, HostError, InvalidArgumentError
+from memplat.linux import exporter
+from memplat.linux import memory as host
+from memplat.ranges import FileRange
+
+#: What the owner sends with the descriptors: a mark, the range, flags.
+MESSAGE: Final = struct.Struct("<8sQQI")
+MARK: Final = b"memplat1"
+WRITABLE: Final = 1
+CORE_DUMP: Final = 2
+#: What the owner answers to a token that it does not honour.
+USED: Final = b"used"
+UNKNOWN: Final = b"unknown"
+#: The peer has what it needs: said over the lease of a ticket, so that an expired one is noticed.
+ATTACHED: Final = b"A"
+
+TOKEN_BYTES: Final = 16
+_ANSWER_SECONDS: Final = 30.0
+
+
+class Shared(Protocol):
+    """The owner's end of a share, as a handle knows it."""
+
+    def make_ticket(self) -> int:
+        """A descriptor that can be attached once, in place of the token."""
+
+    def revoke(self) -> bool:
+        """End the share unless it was attached; whether that was so."""
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until the share has ended; False on time-out."""
+
+
+class Handle:
+    """Pages to be attached by one process, once. Made by :meth:`Memory.share`.
+
+    It can be pickled (arguments and queues of ``multiprocessing``, whatever the start method) for processes of the same
+    user and network namespace. For others, and without pickles, send its descriptor::
+
+        socket.send_fds(connection, [b"pages"], [handle.fileno()]); handle.close()        # here
+        view = memplat.attach(memplat.Handle.from_fd(socket.recv_fds(peer, 16, 1)[1][0]))  # there
+
+    :ivar pages: the range in the backing file; ``None`` for one that came as a descriptor
+    :ivar writable: whether the view will be writable; ``None`` for one that came as a descriptor
+    """
+
+    __slots__ = ("__weakref__", "_address", "_fd", "_shared", "_token", "_used", "pages", "writable")
+
+    def __init__(
+        self,
+        address: bytes,
+        token: bytes,
+        pages: FileRange | None,
+        writable: bool | None,
+        shared: Shared | None = None,
+    ) -> None:
+        self._fd = -1
+        self.pages = pages
+        self.writable = writable
+        self._address = address
+        self._token = token
+        self._shared = shared
+        self._used = False
+
+    @classmethod
+    def from_fd(cls, fd: int) -> Handle:
+        """The handle whose descriptor was received. Takes *fd* over."""
+        os.fstat(fd)  # an OSError for what is no descriptor
+        handle = cls(b"", b"", None, None)
+        handle._fd = fd
+        os.set_inheritable(fd, False)
+        return handle
+
+    def fileno(self) -> int:
+        """A descriptor to be sent to the peer; it stays the handle's, to be closed with :meth:`close`. From now on only
+        the descriptor can be attached, and a pickle of the handle no more. When all its copies are closed without
+        having been attached, the share ends.
+
+        :raises HandleError: in a process that got the handle as a pickle
+        :raises HandleUsedError, HandleExpiredError: if it is too late
+        """
+        if self._fd < 0:
+            if self._shared is None:
+                raise HandleError("only the process that shared the pages can turn the handle into a descriptor")
+            self._fd = self._shared.make_ticket()
+        return self._fd
+
+    def revoke(self) -> bool:
+        """End the share if nobody has attached it. False if somebody has, or it has ended.
+
+        :raises HandleError, ForkedError: in another process than the one that shared the pages
+        """
+        return self._owner().revoke()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the share's reference is gone: the peer has detached or died, or the handle has expired. False
+        on time-out.
+
+        :raises HandleError, ForkedError: in another process than the one that shared the pages
+        """
+        return self._owner().wait(timeout)
+
+    def attach(self) -> memoryview:
+        """See :func:`attach`."""
+        if self._used:
+            raise HandleUsedError(f"{self!r} was attached before; share the pages again")
+        try:
+            packet, fd, lease = self._redeem_ticket() if self._fd >= 0 else self._redeem_token()
+        except OSError as error:
+            raise HostError(error.errno, f"attaching {self!r}: {error.strerror or error}") from error
+        self._used = True
+        return _map(packet, fd, lease)
+
+    def _redeem_token(self) -> tuple[bytes, int, int]:
+        """The owner's message, the descriptor of the file, and the lease."""
+        with contextlib.ExitStack() as undo:
+            connection = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            try:
+                connection.connect(self._address)
+                connection.settimeout(_ANSWER_SECONDS)
+                connection.send(self._token)
+                packet, fds = _receive(connection, 1, 0)
+            except (ConnectionError, TimeoutError) as error:
+                raise HandleExpiredError(
+                    f"{self!r}: the process that shared the pages does not answer ({error}): it is gone, or belongs to "
+                    "another user or network namespace; for those, send the handle's descriptor"
+                ) from error
+            for fd in fds:
+                undo.callback(os.close, fd)
+            if packet == USED:
+                raise HandleUsedError(f"{self!r} was attached before; share the pages again")
+            if not packet:
+                raise HandleExpiredError(
+                    f"{self!r}: the process that shared the pages has ended, or can serve no more peers"
+                )
+            if not _is_genuine(packet, fds, 1):
+                raise HandleExpiredError(
+                    f"{self!r} has expired, was revoked, or was attached and let go; share the pages again"
+                )
+            undo.pop_all()
+            connection.settimeout(None)
+            return packet, fds[0], connection.detach()
+
+    def _redeem_ticket(self) -> tuple[bytes, int, int]:
+        """As :meth:`_redeem_token`."""
+        fd, self._fd = self._fd, -1
+        with contextlib.ExitStack() as undo:
+            try:
+                ticket = undo.enter_context(socket.socket(fileno=fd))
+            except OSError:
+                os.close(fd)
+                raise InvalidArgumentError(f"descriptor {fd} is no handle: it is no socket") from None
+            if ticket.family != socket.AF_UNIX:
+                raise InvalidArgumentError(f"descriptor {fd} is no handle: it is no socket of memplat")
+            try:
+                packet, fds = _receive(ticket, 2, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                raise InvalidArgumentError(f"descriptor {fd} is no handle: no message waits in it") from None
+            for received in fds:
+                undo.callback(os.close, received)
+            if not packet:
+                raise HandleUsedError("the descriptor was attached before; share the pages again")
+            if not _is_genuine(packet, fds, 2):
+                raise InvalidArgumentError(f"descriptor {fd} is no handle of memplat")
+            with socket.socket(fileno=os.dup(fds[1])) as lease:
+                try:
+                    lease.send(ATTACHED)
+                except ConnectionError as error:
+                    raise HandleExpiredError("the descriptor has expired, or its owner is gone") from error
+            undo.pop_all()
+            ticket.close()
+            return packet, fds[0], fds[1]
+
+    def _owner(self) -> Shared:
+        if self._shared is None:
+            raise HandleError("only the process that shared the pages can do that")
+        return self._shared
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        if self._fd >= 0:
+            raise HandleError("this handle is a descriptor by now: send that, with socket.send_fds")
+        return Handle, (self._address, self._token, self.pages, self.writable)
+
+    def close(self) -> None:
+        """Close this process's copy of the descriptor, once it was sent; idempotent. While any copy is open, the share
+        can still be attached.
+        """
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    __del__ = close
+
+    def __repr__(self) -> str:
+        how = "read and write" if self.writable else "read"
+        return f"<handle of {self.pages}, to {how}>" if self._fd < 0 else f"<handle, descriptor {self._fd}>"
+
+
+def attach(handle: Handle) -> memoryview:
+    """Map the pages of *handle* into this process, and return a view of them. They are neither reclaimed nor recycled
+    until the view, and whatever was derived from it, is gone, in this process and in those forked from it meanwhile.
+
+    The view stays valid when the owner closes the memory or dies; it is then the last to keep the pages.
+
+    :raises HandleUsedError: if it was attached before
+    :raises HandleExpiredError: if it has expired, was revoked, or its owner is gone
+    :raises HostError: if the host refuses; the handle is used up
+    """
+    if not isinstance(handle, Handle):
+        raise InvalidArgumentError(f"{handle!r} is no handle; Memory.share makes one")
+    return handle.attach()
+
+
+def _receive(connection: socket.socket, count: int, flags: int) -> tuple[bytes, list[int]]:
+    """A message and its descriptors, all of them."""
+    fds = array("i")  # socket.recv_fds ignores its flags
+    room = socket.CMSG_LEN(count * fds.itemsize)
+    packet, messages, answer, _ = connection.recvmsg(MESSAGE.size, room, socket.MSG_CMSG_CLOEXEC | flags)
+    for level, kind, data in messages:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    if answer & socket.MSG_CTRUNC:
+        for fd in fds:
+            os.close(fd)
+        raise OSError(errno.EMFILE, "no descriptors are left in this process (ulimit -n)")
+    return packet, list(fds)
+
+
+def _is_genuine(packet: bytes, fds: list[int], wanted: int) -> bool:
+    return len(packet) == MESSAGE.size and packet.startswith(MARK) and len(fds) == wanted
+
+
+def _map(packet: bytes, fd: int, lease: int) -> memoryview:
+    _, start, end, flags = MESSAGE.unpack(packet)
+    writable = bool(flags & WRITABLE)
+    protection = host.PROT_READ | host.PROT_WRITE if writable else host.PROT_READ
+    length = end - start
+    try:
+        address = host.map_anywhere(length, fd, start, protection, host.MAP_SHARED | host.MAP_NORESERVE)
+        if not flags & CORE_DUMP:
+            host.madvise(address, length, host.MADV_DONTDUMP)
+    except OSError as error:
+        os.close(lease)
+        raise HostError(error.errno, f"mapping {length} shared bytes: {error.strerror}") from error
+    finally:
+        os.close(fd)
+    return exporter.export(address, length, writable=writable, release=partial(_detach, address, length, lease))
+
+
+def _detach(address: int, length: int, lease: int) -> None:
+    """The last view has died. The mapping goes before the reference: nobody sees what becomes of the pages."""
+    host.unmap(address, length)
+    os.close(lease)
+
+
+__all__ = ["Handle", "attach"]

@@ -1,0 +1,373 @@
+"""Sharing pages: what a handle is good for, when it ends, and what it lets a peer do."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import memplat
+from memplat.memory import Memory
+from tests.hostparts import hugetlb_pool, in_another_process
+from tests.needs import need_root, needs
+from tests.oracle import PAGE
+
+ROOT = Path(memplat.__file__).parents[1]
+
+
+@pytest.fixture
+def memory() -> Iterator[Memory]:
+    with memplat.open("memfd", max_size=64 << 20, reclaim="manual") as opened:
+        yield opened
+
+
+def refs(memory: Memory, pages: memplat.FileRange) -> int:
+    return memory.inspect(pages.start).refs
+
+
+def test_a_share_is_a_reference_until_the_view_is_gone(memory: Memory) -> None:
+    pages = memory.allocate(4 * PAGE, fill=b"hello")
+    handle = memory.share(pages)
+    assert refs(memory, pages) == 2
+    view = memplat.attach(pickle.loads(pickle.dumps(handle)))
+    part = view.cast("H")[1:]
+    assert bytes(view[:5]) == b"hello"
+    assert len(view) == 4 * PAGE
+    del view
+    assert not handle.wait(0)
+    del part
+    assert handle.wait(20)
+    assert refs(memory, pages) == 1
+    memory.decref(pages)
+
+
+def test_a_view_outlives_the_memory(memory: Memory) -> None:
+    pages = memory.allocate(PAGE, fill=b"hello")
+    view = memplat.attach(memory.share(pages))
+    memory.decref(pages)
+    memory.close()
+    assert bytes(view[:5]) == b"hello"
+
+
+@pytest.mark.parametrize("by_descriptor", [False, True])
+def test_a_handle_attaches_once(memory: Memory, by_descriptor: bool) -> None:
+    pages = memory.allocate(PAGE)
+    handle = memory.share(pages)
+    if by_descriptor:
+        handles = [memplat.Handle.from_fd(os.dup(handle.fileno())) for _ in range(2)]
+        del handle
+    else:
+        handles = [pickle.loads(pickle.dumps(handle)) for _ in range(2)]
+    view = memplat.attach(handles[0])
+    for again in handles:
+        with pytest.raises(memplat.HandleUsedError):
+            memplat.attach(again)
+    view.release()
+    del view
+    memory.decref(pages)
+
+
+@pytest.mark.parametrize("by_descriptor", [False, True])
+def test_a_handle_that_nobody_attaches_expires(memory: Memory, by_descriptor: bool) -> None:
+    pages = memory.allocate(PAGE)
+    handle = memory.share(pages, expires=0.01)
+    if by_descriptor:
+        handle.fileno()
+    assert handle.wait(20)
+    assert refs(memory, pages) == 1
+    with pytest.raises(memplat.HandleExpiredError):
+        memplat.attach(handle)
+    memory.decref(pages)
+
+
+@pytest.mark.parametrize("by_descriptor", [False, True])
+def test_one_that_was_attached_does_not(memory: Memory, by_descriptor: bool) -> None:
+    pages = memory.allocate(PAGE)
+    handle = memory.share(pages, expires=0.2)
+    sent = memplat.Handle.from_fd(os.dup(handle.fileno())) if by_descriptor else handle
+    view = memplat.attach(sent)
+    later = memory.share(pages, expires=0.3)
+    assert later.wait(20)
+    assert refs(memory, pages) == 2
+    assert not handle.revoke()
+    assert view[0] == 0
+    del view
+    assert handle.wait(20)
+    memory.decref(pages)
+
+
+def test_a_handle_can_be_revoked_until_it_is_attached(memory: Memory) -> None:
+    pages = memory.allocate(PAGE)
+    first, second = memory.share(pages), memory.share(pages)
+    second.fileno()
+    assert first.revoke()
+    assert second.revoke()
+    assert not first.revoke()
+    assert refs(memory, pages) == 1
+    for handle in (first, second):
+        with pytest.raises(memplat.HandleExpiredError):
+            memplat.attach(handle)
+    with pytest.raises(memplat.HandleExpiredError):
+        first.fileno()
+    memory.decref(pages)
+
+
+def test_a_descriptor_that_nobody_keeps_ends_the_share(memory: Memory) -> None:
+    pages = memory.allocate(PAGE)
+    handle = memory.share(pages)
+    here, there = socket.socketpair()
+    with here, there:
+        socket.send_fds(here, [b"-"], [handle.fileno()])
+        handle.close()
+        assert not handle.wait(0)  # it is still on its way
+    assert handle.wait(20)
+    assert refs(memory, pages) == 1
+    memory.decref(pages)
+
+
+def test_closing_the_memory_ends_what_was_not_attached(memory: Memory) -> None:
+    pages = memory.allocate(PAGE)
+    handle, ticket = memory.share(pages), memory.share(pages)
+    descriptor = memplat.Handle.from_fd(os.dup(ticket.fileno()))
+    memory.decref(pages)
+    memory.close()
+    assert handle.wait(0)
+    assert ticket.wait(0)
+    with pytest.raises(memplat.HandleExpiredError):
+        memplat.attach(handle)
+    with pytest.raises(memplat.ClosedError):
+        memory.share(pages)
+    memplat.attach(descriptor).release()  # its message was sent: it is good for what it was, as a view would be
+
+
+def test_read_only_means_read_only(memory: Memory) -> None:
+    pages = memory.allocate(PAGE)
+    view = memplat.attach(memory.share(pages))
+    assert view.readonly
+    with pytest.raises(TypeError):
+        view[0] = 1
+    found = [line for line in Path("/proc/self/maps").read_text().splitlines() if "memfd" in line]
+    assert any(line.split()[1] == "r--s" for line in found)
+    memory.decref(pages)
+    del view
+
+
+def test_the_descriptor_of_a_read_only_share_gives_another_user_no_way_to_write(memory: Memory) -> None:
+    need_root("becoming another user")
+    pages = memory.allocate(PAGE)
+    handle = memory.share(pages)
+    with socket.socket(fileno=os.dup(handle.fileno())) as ticket:
+        _, fds, _, _ = socket.recv_fds(ticket, 64, 2)
+    code = """
+        import mmap, os, sys
+        fd = int(sys.argv[1])
+        os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+        def refused(what):
+            try:
+                what()
+            except OSError:
+                return True
+            return False
+        print(refused(lambda: mmap.mmap(fd, 4096)),
+              refused(lambda: os.pwrite(fd, b"x", 0)),
+              refused(lambda: os.ftruncate(fd, 0)),
+              refused(lambda: os.fchmod(fd, 0o666)),
+              refused(lambda: os.open(f"/proc/self/fd/{fd}", os.O_RDWR)),
+              len(mmap.mmap(fd, 4096, prot=mmap.PROT_READ)))
+        """
+    assert in_another_process(code, fds[0], fds=[fds[0]]).split() == ["True"] * 5 + ["4096"]
+    again = os.open(f"/proc/self/fd/{fds[0]}", os.O_RDWR)  # the same user can: docs/sharing.md says so
+    for fd in (*fds, again):
+        os.close(fd)
+    assert handle.wait(20)
+    memory.decref(pages)
+
+
+def test_a_writable_share_needs_a_sealed_file_or_trust(tmp_path: Path) -> None:
+    for backend, options in (("memfd", {"seal": False}), ("tmpfile", {"directory": tmp_path})):
+        with memplat.open(backend, max_size=64 << 20, **options) as memory:
+            pages = memory.allocate(PAGE)
+            memory.share(pages).revoke()
+            with pytest.raises(memplat.UnsealedFileError, match="trusted=True"):
+                memory.share(pages, writable=True)
+            assert refs(memory, pages) == 1
+            view = memplat.attach(memory.share(pages, writable=True, trusted=True))
+            view[:2] = b"ab"
+            assert memory.read(memplat.FileRange(pages.start, pages.start + 2)) == b"ab"
+            del view
+            memory.decref(pages)
+
+
+def test_whole_huge_pages_are_shared() -> None:
+    with hugetlb_pool(4), memplat.open("hugetlb", max_size=8 << 20) as memory:
+        pages = memory.allocate(2 * memory.page_size)
+        size = os.fstat(memory.fileno()).st_size
+        view = memplat.attach(memory.share(pages, writable=True))
+        view[-1] = 7
+        assert memory.read(memplat.FileRange(pages.end - 1, pages.end)) == b"\x07"
+        assert os.fstat(memory.fileno()).st_size == size  # a writable mapping of hugetlb may grow the file
+        del view
+        memory.decref(pages)
+
+
+def test_what_makes_no_sense_is_refused_and_leaves_no_reference(memory: Memory) -> None:
+    pages = memory.allocate(PAGE)
+    with pytest.raises(memplat.InvalidArgumentError):
+        memory.share(pages, expires=-1)
+    with pytest.raises(memplat.MisalignedRangeError):
+        memory.share(memplat.FileRange(1, 2))
+    with pytest.raises(memplat.InvalidArgumentError):
+        memplat.attach(pages)  # type: ignore[arg-type]
+    handle = memory.share(pages)
+    copy = pickle.loads(pickle.dumps(handle))
+    for call in (copy.fileno, copy.revoke, copy.wait):
+        with pytest.raises(memplat.HandleError):
+            call()
+    handle.fileno()
+    with pytest.raises(memplat.HandleError):
+        pickle.dumps(handle)
+    here, there = socket.socketpair()
+    with here, there:
+        for fd in (*os.pipe(), os.dup(here.fileno()), socket.socket().detach()):
+            with pytest.raises(memplat.InvalidArgumentError):
+                memplat.attach(memplat.Handle.from_fd(fd))
+    handle.revoke()
+    assert refs(memory, pages) == 1
+    memory.decref(pages)
+    with pytest.raises(memplat.NotAllocatedError):
+        memory.share(pages)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_handles_travel_through_multiprocessing(method: str) -> None:
+    script = Path(__file__).with_name("pools.py")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(script), method], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "sums": [120, 120, 120],
+        "waited": True,
+        "queue": 127,
+        "codes": [0, 0],
+        "inherited": True,
+        "first": 7,
+        "refs": 1,
+    }
+
+
+def test_many_threads_share_and_attach_at_once(memory: Memory) -> None:
+    pages = memory.allocate(8 * PAGE)
+    handles: list[memplat.Handle] = []
+
+    def work() -> None:
+        for _ in range(20):
+            handle = memory.share(pages)
+            memplat.attach(handle).release()
+            handles.append(handle)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(handles) == 80
+    assert all(handle.wait(20) for handle in handles)
+    assert refs(memory, pages) == 1
+    memory.decref(pages)
+
+
+def test_arrays_take_a_share_as_it_is(memory: Memory) -> None:
+    try:
+        import numpy as np
+    except ImportError:
+        needs("numpy", "it is not installed")
+    pages = memory.allocate(4 * PAGE)
+    handle = memory.share(pages, writable=True)
+    array = np.frombuffer(memplat.attach(handle), dtype=np.int64)
+    array[:] = np.arange(len(array))
+    mine = np.frombuffer(memory.view(pages), dtype=np.int64)
+    assert (mine == array).all()
+    assert not array.flags.owndata
+    part = array[10:20]
+    del array
+    assert not handle.wait(0)
+    del part
+    assert handle.wait(20)
+    del mine
+    memory.decref(pages)
+
+
+def test_arrow_buffers_take_a_share_as_it_is(memory: Memory) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs numpy: pyarrow is an optional guest of this test")
+    pages = memory.allocate(PAGE, fill=b"hello")
+    handle = memory.share(pages)
+    view = memplat.attach(handle)
+    buffer = pyarrow.py_buffer(view)
+    del view
+    assert buffer.size == PAGE
+    assert buffer.slice(0, 5).to_pybytes() == b"hello"
+    assert not handle.wait(0)
+    del buffer
+    assert handle.wait(20)
+    memory.decref(pages)
+
+
+def test_a_forked_child_attaches_but_cannot_speak_for_the_owner(memory: Memory) -> None:
+    pages = memory.allocate(PAGE, fill=b"hello")
+    handle = memory.share(pages)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            try:
+                handle.revoke()
+            except memplat.ForkedError:
+                os.write(write, bytes(memplat.attach(handle)[:5]))
+        finally:
+            os._exit(0)
+    os.close(write)
+    assert os.read(read, 16) == b"hello"
+    os.close(read)
+    os.waitpid(child, 0)
+    assert handle.wait(20)
+    memory.decref(pages)
+
+
+def test_strangers_at_the_door_get_nothing(memory: Memory) -> None:
+    pages = memory.allocate(PAGE)
+    handle = memory.share(pages)
+    for word in (b"", b"short", b"x" * 16, b"x" * 100):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
+            stranger.connect(handle._address)
+            stranger.send(word)
+            assert stranger.recv(64) in (b"", b"unknown")
+    assert refs(memory, pages) == 2
+    assert handle.revoke()
+    memory.decref(pages)
+
+
+def test_nothing_is_left_behind(memory: Memory) -> None:
+    pages = memory.allocate(PAGE)
+    memplat.attach(memory.share(pages)).release()
+    before = sorted(os.listdir("/proc/self/fd"))
+    maps = Path("/proc/self/maps").read_text().count("memfd")
+    for _ in range(10):
+        handle = memory.share(pages)
+        view = memplat.attach(handle)
+        view.release()
+        del view
+        assert handle.wait(20)
+    del handle
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert Path("/proc/self/maps").read_text().count("memfd") == maps
+    memory.decref(pages)
