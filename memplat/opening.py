@@ -16,11 +16,10 @@ from memplat import config as configuration
 from memplat import plugins
 from memplat.engine.memoryfile import MemoryFile
 from memplat.errors import BackendUnavailableError, InvalidArgumentError, PluginError
-from memplat.hookspecs import BackendHooks, hookimpl
+from memplat.hookspecs import hookimpl
 from memplat.linux import files, filesystems
 from memplat.memory import Memory
-from memplat.ranges import align_down
-from memplat.types import Availability, BackingFile, Candidate, EngineOptions, SelectedBackend
+from memplat.types import Availability, BackingFile, Candidate, SelectedBackend
 
 _log = logging.getLogger("memplat")
 
@@ -117,24 +116,19 @@ class _Selection:
         own_options = self.config.backend_options(backend.name, backend.info.options)
         manager = plugins.build_manager(backend.plugin, self._extensions)
         hooks = plugins.hooks_of(manager)
-        try:
-            available = hooks.memplat_check(options=own_options)
-        except Exception as error:
-            raise _broken(backend, "memplat_check", f"raised {_say(error)}") from error
-        if not isinstance(available, Availability):
-            raise _broken(backend, "memplat_check", f"returned {available!r}, which is no Availability")
+        available = plugins.ask_available(backend, hooks, own_options)
         if not available.available:
             self.refuse(item, available.reason, available.remedy)
             return None
         try:
             file = hooks.memplat_create_file(options=own_options)
         except Exception as error:  # noqa: BLE001 -- the contract: whatever it raises is the reason not to take it
-            self.refuse(item, f"cannot create its file: {_say(error)}")
+            self.refuse(item, f"cannot create its file: {plugins.say(error)}")
             return None
         try:
-            return self._construct(backend, _checked(backend, file, hooks), own_options, manager, available.reason)
+            return self._construct(backend, plugins.checked_file(backend, file, hooks), own_options, manager, available)
         except (OSError, MemoryError) as error:
-            self.refuse(item, f"cannot be opened: {_say(error)}")
+            self.refuse(item, f"cannot be opened: {plugins.say(error)}")
             return None
 
     def adopt(self, fd: int, page_size: int) -> MemoryFile:
@@ -146,7 +140,7 @@ class _Selection:
         manager.register(custody)
         file = BackingFile(fd=fd, page_size=page_size, backend=backend.name)
         try:
-            memory = self._construct(backend, file, own_options, manager, "adopted")
+            memory = self._construct(backend, file, own_options, manager, Availability(True, "adopted"))
         except BaseException:
             with contextlib.suppress(OSError):  # one that is sealed against shrinking keeps its size
                 os.ftruncate(fd, 0)
@@ -177,14 +171,14 @@ class _Selection:
             )
 
     def _construct(
-        self, backend: plugins.Backend, file: BackingFile, own_options: Any, manager: Any, reason: str
+        self, backend: plugins.Backend, file: BackingFile, own_options: Any, manager: Any, available: Availability
     ) -> MemoryFile:
         """The memory; takes *file* over, whatever happens."""
         hooks = plugins.hooks_of(manager)
-        taken = Candidate(backend.name, True, reason, "", backend.source)
+        taken = Candidate(backend.name, True, available.reason, available.remedy, backend.source)
         selected = SelectedBackend(backend.info, own_options, (*self._candidates, taken))
         try:
-            options = self._engine_options(file.page_size)
+            options = self.config.engine_for(file.page_size)
         except BaseException:
             hooks.memplat_close_file(file=file)
             raise
@@ -196,18 +190,6 @@ class _Selection:
             raise
         self._candidates.append(taken)
         return memory
-
-    def _engine_options(self, page_size: int) -> EngineOptions:
-        """The engine's options, once the page size is known."""
-        for key in ("max_size", "prealloc"):
-            size = getattr(self.config.engine, key)
-            if size is not None and size % page_size:
-                down = align_down(size, page_size)
-                raise self.config.settings[key].source.error(
-                    f"{size} is no multiple of the backend's page size, {page_size}; the nearest are "
-                    f"{f'{down} and ' if down else ''}{down + page_size}"
-                )
-        return self.config.engine
 
     def _load(self, item: object) -> plugins.Backend:
         given = self._given.get(id(item))
@@ -246,49 +228,6 @@ def _plugins_among(backend: object) -> Sequence[object]:
     """The plugins that were given in place of names. What is neither is refused with the configuration."""
     items = backend if isinstance(backend, list | tuple) else (backend,)
     return [item for item in items if item is not None and not isinstance(item, str | int | float | Mapping | list)]
-
-
-def _checked(backend: plugins.Backend, file: object, hooks: BackendHooks) -> BackingFile:
-    """The file, if it is what the engine relies on before it touches it.
-
-    :raises PluginError: if not; then it is closed
-    """
-    if not isinstance(file, BackingFile):
-        raise _broken(backend, "memplat_create_file", f"returned {file!r}, which is no BackingFile")
-    problem = ""
-    if file.backend != backend.name:
-        problem = f"returned a file with backend={file.backend!r} instead of {backend.name!r}"
-    elif not _is_page_size(file.page_size):
-        problem = f"returned a file with page_size={file.page_size!r}; allowed are powers of two from {mmap.PAGESIZE}"
-    elif type(file.fd) is not int or not _is_open(file.fd):
-        problem = f"returned a file with fd={file.fd!r}, which is no open descriptor"
-    if problem:
-        if type(file.fd) is int and _is_open(file.fd):
-            hooks.memplat_close_file(file=file)
-        raise _broken(backend, "memplat_create_file", problem)
-    return file
-
-
-def _is_page_size(size: object) -> bool:
-    return type(size) is int and size >= mmap.PAGESIZE and size & (size - 1) == 0
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except (OSError, OverflowError):
-        return False
-    return True
-
-
-def _broken(backend: plugins.Backend, hook: str, problem: str) -> PluginError:
-    return PluginError(
-        f"plugin {backend.name!r} ({backend.source}), hook {hook!r}: it {problem}", plugin=backend.name, hook=hook
-    )
-
-
-def _say(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _why(candidate: Candidate) -> str:

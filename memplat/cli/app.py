@@ -12,6 +12,7 @@ from memplat.cli.backends import backends
 from memplat.cli.config import config
 from memplat.cli.conformance import conformance
 from memplat.cli.demo import demo
+from memplat.cli.doctor import doctor
 from memplat.errors import ConfigError, MemplatError
 
 
@@ -57,5 +58,6 @@ app.add_command(backends)
 app.add_command(config)
 app.add_command(conformance)
 app.add_command(demo)
+app.add_command(doctor)
 
 __all__ = ["app"]

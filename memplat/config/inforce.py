@@ -11,6 +11,7 @@ from memplat.config import structure
 from memplat.config.document import Document
 from memplat.config.source import Origin, Report, Setting, nearest, reporting, stop
 from memplat.errors import ConfigError
+from memplat.ranges import align_down
 from memplat.types import EngineOptions
 
 #: A backend or an extension: a name, or in Python also the plugin itself.
@@ -43,6 +44,21 @@ class Config:
     """Arguments that are no options of the engine: they must suit at least one of the listed backends."""
     document: Document | None = None
     profile: str | None = None
+
+    def engine_for(self, page_size: int) -> EngineOptions:
+        """The engine's options, once the backend's page size is known.
+
+        :raises ConfigError: if a size is no multiple of it
+        """
+        for key in ("max_size", "prealloc"):
+            size = getattr(self.engine, key)
+            if size is not None and size % page_size:
+                down = align_down(size, page_size)
+                raise self.settings[key].source.error(
+                    f"{size} is no multiple of the backend's page size, {page_size}; the nearest are "
+                    f"{f'{down} and ' if down else ''}{down + page_size}"
+                )
+        return self.engine
 
     def backend_options(
         self, backend: str, cls: type[Any] | None, report: Report = stop, *, complete: bool = True

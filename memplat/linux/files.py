@@ -126,7 +126,7 @@ def _remove_vectors(fd: int, address: int, ranges: Sequence[FileRange]) -> int:
     done = 0
     while done < len(ranges):
         batch = _next_vector(ranges, done)
-        advised = _advise_removal(address, batch) if batch else 0
+        advised = advise_removal(address, batch) if batch else 0
         if advised < 0 and _libc.last_errno() == errno.EINTR:
             continue
         finished = _whole_ranges(batch, advised)
@@ -160,10 +160,12 @@ def _whole_ranges(batch: Sequence[FileRange], nbytes: int) -> int:
     return len(batch)
 
 
-def _advise_removal(address: int, batch: Sequence[FileRange]) -> int:
-    """process_madvise(2): "On success, process_madvise() returns the number of bytes advised. This return value may be
+def advise_removal(address: int, batch: Sequence[FileRange]) -> int:
+    """Give the storage of many mapped parts back: 1024 at most in *batch*; the bytes done, -1 on error.
+
+    process_madvise(2): "On success, process_madvise() returns the number of bytes advised. This return value may be
     less than the total number of requested bytes, if an error occurred after some iovec elements were already
-    processed". -1 on error.
+    processed".
     """
     vector = array("Q", [word for start, end in batch for word in (address + start, end - start)])
     where, _ = vector.buffer_info()

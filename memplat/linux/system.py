@@ -35,7 +35,7 @@ class HostMemory(NamedTuple):
 
 def host_memory() -> HostMemory:
     """RAM and swap of the host. proc_meminfo(5): MemTotal, MemAvailable, SwapTotal, SwapFree."""
-    fields = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _text(Path("/proc/meminfo")), re.MULTILINE))
+    fields = dict(re.findall(r"^(\w+):\s+(\d+) kB$", text_of(Path("/proc/meminfo")), re.MULTILINE))
     ram = os.sysconf("SC_PHYS_PAGES") * PAGE_SIZE  # also where /proc is not mounted
 
     def value(name: str, default: int = 0) -> int:
@@ -71,13 +71,13 @@ def huge_page_pools() -> dict[int, HugePagePool]:
         size = int(directory.name.removeprefix("hugepages-").removesuffix("kB")) * KIB
         names = ("nr_hugepages", "free_hugepages", "resv_hugepages", "surplus_hugepages", "nr_overcommit_hugepages")
         with contextlib.suppress(ValueError):
-            pools.append(HugePagePool(size, *(int(_text(directory / name)) for name in names)))
+            pools.append(HugePagePool(size, *(int(text_of(directory / name)) for name in names)))
     return {pool.page_size: pool for pool in sorted(pools)}
 
 
 def default_huge_page_size() -> int | None:
     """The size that MFD_HUGETLB without a size means, in bytes. proc_meminfo(5): Hugepagesize."""
-    match = re.search(r"^Hugepagesize:\s+(\d+) kB$", _text(Path("/proc/meminfo")), re.MULTILINE)
+    match = re.search(r"^Hugepagesize:\s+(\d+) kB$", text_of(Path("/proc/meminfo")), re.MULTILINE)
     return int(match[1]) * KIB if match else None
 
 
@@ -89,14 +89,14 @@ def shmem_huge_pages() -> str:
     MiB pages (hugepages-2048kB/shmem_enabled, Linux 6.11) overrides it unless it is "inherit"; deny and force override
     both.
     """
-    everywhere = _selected(_THP / "shmem_enabled")
-    this_size = _selected(_THP / "hugepages-2048kB" / "shmem_enabled")
+    everywhere = selected_in(_THP / "shmem_enabled")
+    this_size = selected_in(_THP / "hugepages-2048kB" / "shmem_enabled")
     return everywhere if everywhere in ("deny", "force") or this_size in ("", "inherit") else this_size
 
 
-def _selected(path: Path) -> str:
+def selected_in(path: Path) -> str:
     """The word in brackets: how /sys shows which of several settings is on."""
-    match = re.search(r"\[(\w+)\]", _text(path))
+    match = re.search(r"\[(\w+)\]", text_of(path))
     return match[1] if match else ""
 
 
@@ -153,7 +153,7 @@ def read_cgroup_headroom() -> int | None:
 
 def _memory_cgroups() -> tuple[Path, ...]:
     """The directories of this process's memory cgroup and of its ancestors, v1 or v2. proc_pid_cgroup(5)."""
-    return _cgroup_directories(_text(Path("/proc/self/cgroup")), _CGROUPS)
+    return _cgroup_directories(text_of(Path("/proc/self/cgroup")), _CGROUPS)
 
 
 @functools.lru_cache(maxsize=4)
@@ -173,14 +173,38 @@ def _cgroup_directories(membership: str, mount: Path) -> tuple[Path, ...]:
     return tuple(place for place in found if place.is_dir())
 
 
+class CgroupMemory(NamedTuple):
+    """The memory figures of one cgroup; bytes. ``None``: no limit, or not told."""
+
+    directory: Path
+    limit: int | None
+    """memory.max (v1: memory.limit_in_bytes): beyond it the OOM killer is invoked."""
+    used: int | None
+    """memory.current (v1: memory.usage_in_bytes), page cache included."""
+    swap_limit: int | None
+    """memory.swap.max; v1 limits memory and swap together."""
+
+
+def memory_cgroups() -> list[CgroupMemory]:
+    """This process's memory cgroup and its ancestors, from the inside out, v1 or v2, as far as they are mounted."""
+    found = []
+    for directory in _memory_cgroups():
+        limit = number_in(directory / "memory.max", directory / "memory.limit_in_bytes")
+        used = number_in(directory / "memory.current", directory / "memory.usage_in_bytes")
+        if limit is not None or used is not None:
+            bounded = None if limit is None or limit >= _NO_LIMIT else limit
+            found.append(CgroupMemory(directory, bounded, used, number_in(directory / "memory.swap.max")))
+    return found
+
+
 def _headroom(cgroup: Path) -> int | None:
-    limit = _number(cgroup / "memory.max", cgroup / "memory.limit_in_bytes")
+    limit = number_in(cgroup / "memory.max", cgroup / "memory.limit_in_bytes")
     if limit is None or limit >= _NO_LIMIT:
         return None
-    used = _number(cgroup / "memory.current", cgroup / "memory.usage_in_bytes")
+    used = number_in(cgroup / "memory.current", cgroup / "memory.usage_in_bytes")
     if used is None:
         return None
-    statistics: dict[str, str] = dict(re.findall(r"^(\w+) (\d+)$", _text(cgroup / "memory.stat"), re.MULTILINE))
+    statistics: dict[str, str] = dict(re.findall(r"^(\w+) (\d+)$", text_of(cgroup / "memory.stat"), re.MULTILINE))
     droppable = sum(
         int(statistics.get("total_" + name, statistics.get(name, "0"))) for name in ("inactive_file", "active_file")
     )
@@ -189,24 +213,24 @@ def _headroom(cgroup: Path) -> int | None:
 
 def _swap_room(cgroup: Path) -> int:
     free = host_memory().swap_free
-    limit, used = _number(cgroup / "memory.swap.max"), _number(cgroup / "memory.swap.current")
+    limit, used = number_in(cgroup / "memory.swap.max"), number_in(cgroup / "memory.swap.current")
     if limit is not None and used is not None:
         return min(free, max(0, limit - used))
-    both, of_both = _number(cgroup / "memory.memsw.limit_in_bytes"), _number(cgroup / "memory.memsw.usage_in_bytes")
+    both, of_both = number_in(cgroup / "memory.memsw.limit_in_bytes"), number_in(cgroup / "memory.memsw.usage_in_bytes")
     return free if both is None or of_both is None else min(free, max(0, both - of_both))
 
 
-def _number(*paths: Path) -> int | None:
+def number_in(*paths: Path) -> int | None:
     """The number in the first of the files that has one."""
     for path in paths:
-        text = _text(path).strip()
+        text = text_of(path).strip()
         if text.isdigit():
             return int(text)
     return None
 
 
-def _text(path: Path) -> str:
-    """The file's content, or "" where there is none to be read. Files of /proc and /sys come in one piece."""
+def text_of(path: Path) -> str:
+    """The file's content, or "" where there is none to be read. Files of /proc and /sys come in one piece, up to 4 KiB."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

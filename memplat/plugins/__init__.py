@@ -6,6 +6,7 @@ the hook specifications; ``loading.py`` imports one plugin and assembles the plu
 
 from __future__ import annotations
 
+from memplat.plugins.asking import ask_available, checked_file, say
 from memplat.plugins.discovery import BUILT_IN, ENTRY_POINT_GROUP, PluginRecord, Policy, list_plugins
 from memplat.plugins.loading import Backend, Extension, build_manager, hooks_of, load, load_extension, load_object
 
@@ -16,10 +17,13 @@ __all__ = [
     "Extension",
     "PluginRecord",
     "Policy",
+    "ask_available",
     "build_manager",
+    "checked_file",
     "hooks_of",
     "list_plugins",
     "load",
     "load_extension",
     "load_object",
+    "say",
 ]

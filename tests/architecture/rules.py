@@ -17,7 +17,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
     for layer in (
         "__main__",
         "cli",
-        "conformance",
+        "conformance doctor",
         "opening",
         "plugins",
         "engine backends config platforms",

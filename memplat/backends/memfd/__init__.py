@@ -98,11 +98,11 @@ def memplat_backend_info() -> BackendInfo:
 @hookimpl
 def memplat_check(options: MemfdOptions | None) -> Availability:
     """Available on every Linux; the reason tells what becomes of the wish for huge pages."""
-    effective, reason, remedy = _huge_decision(options.huge if options is not None else HugePages.NEVER)
+    effective, reason, remedy = huge_decision(options.huge if options is not None else HugePages.NEVER)
     return Availability(True, f"huge pages: {effective}, {reason}", remedy)
 
 
-def _huge_decision(wanted: HugePages) -> tuple[HugePages, str, str]:
+def huge_decision(wanted: HugePages) -> tuple[HugePages, str, str]:
     """What is effective here, why, and the remedy where that is not what was wanted."""
     setting = system.shmem_huge_pages()
     told = f"shmem_enabled is {setting or 'unknown'}"

@@ -114,7 +114,7 @@ def test_a_strangers_backend_is_listed_with_where_it_comes_from(site: Path) -> N
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("1 +", "SyntaxError"),
         ("", "memplat_backend_info"),
-        (GOOD + CHECK_RAISES, "memplat_check raised RuntimeError: boom"),
+        (GOOD + CHECK_RAISES, "hook 'memplat_check': it raised RuntimeError: boom"),
         (GOOD + CHECK_LIES, "no Availability"),
     ],
     ids=["import error", "exit", "syntax error", "no hooks", "check raises", "check lies"],

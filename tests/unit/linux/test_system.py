@@ -29,7 +29,7 @@ def test_added_swap_shows():
 
 
 def test_without_proc_the_ram_is_still_known(monkeypatch):
-    monkeypatch.setattr(system, "_text", lambda _: "")
+    monkeypatch.setattr(system, "text_of", lambda _: "")
     assert system.host_memory().ram == os.sysconf("SC_PHYS_PAGES") * system.PAGE_SIZE
     assert system.read_cgroup_headroom() is None
     assert system.commit_headroom() is None
@@ -103,7 +103,7 @@ def test_the_release_is_that_of_the_kernel():
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     """Files by path below the cgroup root; /proc/self/cgroup and no swap."""
-    real = system._text
+    real = system.text_of
     texts = {"/proc/self/cgroup": "0::/box/inner\n", "/proc/meminfo": "MemAvailable: 1048576 kB\n"}
 
     def read(path: Path) -> str:
@@ -117,7 +117,7 @@ def tree(tmp_path, monkeypatch):
 
     put.texts = texts  # type: ignore[attr-defined]
     monkeypatch.setattr(system, "_CGROUPS", tmp_path)
-    monkeypatch.setattr(system, "_text", read)
+    monkeypatch.setattr(system, "text_of", read)
     return put
 
 
