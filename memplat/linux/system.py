@@ -230,7 +230,7 @@ def number_in(*paths: Path) -> int | None:
 
 
 def text_of(path: Path) -> str:
-    """The file's content, or "" where there is none to be read. Files of /proc and /sys come in one piece, up to 4 KiB."""
+    """The file's content, or "" where there is none to be read. Those of /proc and /sys come in one piece."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
