@@ -276,7 +276,9 @@ class Scanner:
                 log, state.decommitted = state.decommitted, []
             self._known = self._less(log)
             storage = state.storage()
-            return storage, self._known is not None and self._known_total == storage.total - storage.overhead
+            told = storage.total - storage.overhead
+            # Somebody may have got the descriptor meanwhile, and punched before the host was asked.
+            return storage, self._known is not None and self._known_total == told and not state.peers
         finally:
             state.gate.release()
 
