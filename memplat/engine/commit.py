@@ -302,7 +302,11 @@ class Scanner:
         end = align_up(os.fstat(state.file.fd).st_size, state.file.page_size)
         extents, total = state.probe(0, end)
         after = state.storage()
-        if before.total == after.total and after.total - after.overhead - total > after.overhead_slack:
+        if before.total == after.total < total + after.overhead:
+            # The backend could not tell which of the reserved pages are there, and named all: a peer has punched some.
+            extents, total = state.probe(0, end, reserved=False)
+            after = state.storage()
+        elif before.total == after.total and after.total - after.overhead - total > after.overhead_slack:
             # Something is there that probes by touch do not see: reserved by a peer, or by a hook that failed halfway.
             more = flat.union(extents, state.probe_reserved([FileRange(0, end)]))
             more_total = flat.total(more)

@@ -286,15 +286,15 @@ class EngineState:
         """The committed extents of ``[start, end)``, reserved pages included. Probes the host: not under the lock."""
         return self.probe(start, end)[0]
 
-    def probe(self, start: int, end: int) -> tuple[array[int], int]:
-        """As :meth:`committed`, and the bytes in all extents."""
+    def probe(self, start: int, end: int, *, reserved: bool = True) -> tuple[array[int], int]:
+        """As :meth:`committed`, and the bytes in all; without *reserved* what was never touched may be missing."""
         found = self.hooks.memplat_probe_committed(file=self.file, start=start, end=end)
         extents, total = self._checked("memplat_probe_committed", found, start, end)
-        if not self.table.has_flags:  # read without the lock: what is reserved meanwhile is not asked about
+        if not reserved or not self.table.has_flags:  # read without the lock: what is reserved meanwhile is left out
             return extents, total
         with self.lock:
-            reserved = array("q", [edge for part in self.table.flagged(pages.RESERVED) for edge in part])
-        unseen = flat.subtract(flat.intersect(reserved, start, end), extents) if reserved else reserved
+            flagged = array("q", [edge for part in self.table.flagged(pages.RESERVED) for edge in part])
+        unseen = flat.subtract(flat.intersect(flagged, start, end), extents) if flagged else flagged
         if unseen:
             ranges = [FileRange(low, high) for low, high in zip(unseen[0::2], unseen[1::2], strict=True)]
             extents = flat.union(extents, self.probe_reserved(ranges))
