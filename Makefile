@@ -10,7 +10,7 @@ ARGS ?=
 
 help:
 	@echo "make demo    the main job on real input, unprivileged   (ARGS='FILE... --backend tmpfile')"
-	@echo "make test    the whole test suite with its coverage     (ARGS='-k segments')"
+	@echo "make test    the whole test suite with its coverage     (ARGS='-k segments -n0')"
 	@echo "make lint    ruff and strict mypy"
 	@echo "make format  let ruff format the code"
 	@echo "make bench   the benchmarks                              (ARGS=...)"
@@ -20,7 +20,7 @@ demo: $(VENV)/.ready
 	$(BIN)/memplat demo $(ARGS)
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest --cov --junit-xml=build/junit.xml $(ARGS)
+	$(BIN)/python -m pytest -n logical --dist loadgroup --cov --junit-xml=build/junit.xml $(ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from types import FrameType
 
+import pytest
+
+from tests.hostparts import quiet
 from tests.needs import need_root, needs
 
 __all__ = ["need_root", "needs"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """In a process of pytest-xdist, stop the coverage that pytest-cov has begun there as if it were the first process:
+    it would go on below the real one, also for tests that are marked ``no_cover``.
+    """
+    plugin = session.config.pluginmanager.getplugin("_cov")
+    if hasattr(session.config, "workerinput") and getattr(plugin, "cov_controller", None) is not None:
+        plugin.cov_controller.cov.stop()
 
 
 def pytest_configure() -> None:
@@ -21,3 +35,10 @@ def pytest_configure() -> None:
         signal.default_int_handler(number, frame)
 
     signal.signal(signal.SIGTERM, end)
+
+
+@pytest.fixture(autouse=True)
+def _beside_others() -> Iterator[None]:
+    """Tests run in several processes; one that changes what the others stand on waits until it has the host alone."""
+    with quiet.shared():
+        yield

@@ -96,22 +96,97 @@ def tmpfs_mount(size: int) -> Iterator[Path]:
         yield path
 
 
-_held_settings: set[Path] = set()
+_PROC_SYS, _MM = Path("/proc/sys/vm"), Path("/sys/kernel/mm")
+#: Settings that mean the same thing, each with what is locked for all of them: any file or directory that is there.
+_FAMILIES = {
+    _MM / "hugepages": (_MM / "hugepages", _PROC_SYS / "nr_hugepages", _PROC_SYS / "nr_overcommit_hugepages"),
+    _MM / "transparent_hugepage": (_MM / "transparent_hugepage",),
+}
+SWAPS = Path("/proc/swaps")
+_held: set[Path] = set()
 
 
 @contextlib.contextmanager
-def _nobody_else(file: Path) -> Iterator[None]:
-    """Keep other test runs on this host from changing the same setting meanwhile: flock(2) on the file itself."""
-    if file in _held_settings:
+def nobody_else(thing: Path) -> Iterator[None]:
+    """Keep other test processes on this host from changing the same part of it meanwhile: flock(2) on *thing* itself.
+
+    May be nested within a process. Two things are locked in the order of their names, or two processes could wait for
+    each other.
+    """
+    if thing in _held:
         yield
         return
-    with file.open() as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        _held_settings.add(file)
+    assert all(held < thing for held in _held), f"{thing} is locked after {_held}"
+    fd = os.open(thing, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        _held.add(thing)
         try:
             yield
         finally:
-            _held_settings.discard(file)
+            _held.discard(thing)
+    finally:
+        os.close(fd)
+
+
+def family(setting: Path) -> Path:
+    """What is locked while *setting* is changed."""
+    return next((lock for lock, members in _FAMILIES.items() if {setting, *setting.parents} & set(members)), setting)
+
+
+class _Quiet:
+    """Every test shares the host with the tests of other processes; one that disturbs them has it alone.
+
+    What disturbs: transparent huge pages for those who have not asked for any, and none for those who have. flock(2)
+    on two files, because it lets readers overtake a writer: who waits to be alone holds the door, and none comes in.
+    """
+
+    _DOOR, _ROOM = _MM / "transparent_hugepage" / "enabled", _MM / "transparent_hugepage" / "shmem_enabled"
+
+    def __init__(self) -> None:
+        self._room = self._door = -1
+        self._alone = False
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """For as long as a test lasts."""
+        if not self._ROOM.exists():
+            yield
+            return
+        if self._room < 0:
+            self._door, self._room = (os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in (self._DOOR, self._ROOM))
+        fcntl.flock(self._door, fcntl.LOCK_EX)
+        fcntl.flock(self._room, fcntl.LOCK_SH)
+        fcntl.flock(self._door, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._room, fcntl.LOCK_UN)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within a test: the others are waited for, and wait. Before anything else is locked."""
+        if self._room < 0 or self._alone:
+            yield
+            return
+        assert not _held, f"to be alone has to be asked for before {_held} is locked"
+        fcntl.flock(self._room, fcntl.LOCK_UN)
+        fcntl.flock(self._door, fcntl.LOCK_EX)
+        fcntl.flock(self._room, fcntl.LOCK_EX)
+        self._alone = True
+        try:
+            yield
+        finally:
+            self._alone = False
+            fcntl.flock(self._room, fcntl.LOCK_SH)
+            fcntl.flock(self._door, fcntl.LOCK_UN)
+
+    def disturbs(self, file: Path, value: str) -> bool:
+        """Whether others have to be kept away while *file* is set to *value*."""
+        return "transparent_hugepage" in file.parts and (file, value) != (self._ROOM, "advise")
+
+
+quiet = _Quiet()
 
 
 @contextlib.contextmanager
@@ -119,7 +194,7 @@ def setting(path: str | Path, value: str) -> Iterator[None]:
     """A file of /proc or /sys set to *value*, and back to what it was: the word in brackets where there are any."""
     need_root(f"setting {path}")
     file = Path(path)
-    with _nobody_else(file):
+    with quiet.alone() if quiet.disturbs(file, value) else contextlib.nullcontext(), nobody_else(family(file)):
         before = file.read_text().strip()
         if "[" in before:
             before = before.partition("[")[2].partition("]")[0]
@@ -145,9 +220,9 @@ def hugetlb_pool(pages: int, page_size: int = 2 * MIB) -> Iterator[None]:
 
 @contextlib.contextmanager
 def swap_file(size: int) -> Iterator[Path]:
-    """*size* bytes of swap, in a file."""
+    """*size* bytes of swap, in a file. No other test process has swap meanwhile: what is switched off comes back to RAM."""
     need_root("adding swap")
-    with tempfile.TemporaryDirectory(prefix="memplat-") as scratch:
+    with nobody_else(SWAPS), tempfile.TemporaryDirectory(prefix="memplat-") as scratch:
         path = Path(scratch, "swap")
         path.touch(mode=0o600)
         with path.open("wb") as file:

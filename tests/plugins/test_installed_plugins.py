@@ -21,6 +21,8 @@ import pytest
 import memplat
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.xdist_group("installed")  # they share an environment that takes seconds to make
+
 PLUGINS = ("memplat-tiny", "memplat-broken")
 
 

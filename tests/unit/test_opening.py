@@ -18,6 +18,7 @@ import memplat
 from memplat.hookspecs import hookimpl
 from memplat.linux import files
 from memplat.types import Availability, BackendInfo, BackingFile, EngineOptions, ReclaimMode
+from tests.naming import shown
 
 
 @attrs.frozen
@@ -473,7 +474,7 @@ def test_a_file_that_is_sealed_against_shrinking_is_adopted(memfd):
         {"prealloc": 1 << 20, "extensions": [Extension(KeyError("no thanks"))]},
         {"max_size": 1 << 62},
     ],
-    ids=str,
+    ids=shown,
 )
 def test_a_file_that_was_not_adopted_stays_open_empty_and_usable(memfd, arguments):
     os.set_inheritable(memfd, True)

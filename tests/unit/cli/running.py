@@ -10,6 +10,8 @@ from pathlib import Path
 
 import memplat
 
+#: So that no sentence is broken that a test looks for, whatever terminal the tests run in.
+WIDE = {"COLUMNS": "120"}
 SOURCE = str(Path(memplat.__file__).parent.parent)
 
 

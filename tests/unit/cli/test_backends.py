@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from memplat.cli.app import app
-from tests.unit.cli.running import SOURCE, run_memplat
+from tests.unit.cli.running import SOURCE, WIDE, run_memplat
 
 GOOD = """
 import os
@@ -79,7 +79,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def show(*arguments: object) -> str:
     """What ``memplat backends`` prints; it never fails over a plugin."""
-    result = CliRunner().invoke(app, ["backends", *map(str, arguments)], catch_exceptions=False)
+    result = CliRunner(env=WIDE).invoke(app, ["backends", *map(str, arguments)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
 

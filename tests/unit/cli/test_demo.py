@@ -20,7 +20,7 @@ from memplat.cli.app import app
 from memplat.cli.demo import worker, workers
 from tests.hostparts import hugetlb_pool
 from tests.needs import need_root
-from tests.unit.cli.running import environment, run_memplat
+from tests.unit.cli.running import WIDE, environment, run_memplat
 
 REAL_WORKER = workers.WORKER_SCRIPT
 
@@ -52,7 +52,7 @@ def nobodys_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_here(*arguments: object) -> Result:
     """The demo in this process, so that a test can put other workers in."""
-    return CliRunner().invoke(app, ["demo", *map(str, arguments)], catch_exceptions=False)
+    return CliRunner(env=WIDE).invoke(app, ["demo", *map(str, arguments)], catch_exceptions=False)
 
 
 def report_of(*arguments: object) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 import memplat
 from memplat import FileRange
 from memplat.memory import Memory
+from tests.naming import shown
 from tests.oracle import PAGE
 from tests.unit.engine.helpers import MIB, part, unchanged
 from tests.unit.engine.test_lifecycle import calls
@@ -43,7 +44,7 @@ def refused(case: Case, call: Callable[[], object], memory: Memory, *, exact: bo
 
 def ids(cases: list[Case]) -> list[str]:
     """Readable test names."""
-    return [f"{case.value!r}"[:40] for case in cases]
+    return [shown(case.value) for case in cases]
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_bad_lengths(memory: Memory, used: FileRange, method: str, case: Case) -
     refused(case, lambda: getattr(memory, method)(case.value), memory)
 
 
-@pytest.mark.parametrize("value", WRONG_TYPES, ids=repr)
+@pytest.mark.parametrize("value", WRONG_TYPES, ids=shown)
 @pytest.mark.parametrize("method", ["allocate", "block", "round_up"])
 def test_lengths_that_are_no_integers(memory: Memory, used: FileRange, method: str, value: Any) -> None:
     case = Case(value, memplat.InvalidArgumentError)
@@ -143,7 +144,7 @@ CHOICES: list[tuple[str, Case]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "case"), CHOICES, ids=[f"{name}={case.value!r}"[:40] for name, case in CHOICES])
+@pytest.mark.parametrize(("name", "case"), CHOICES, ids=[f"{name}={shown(case.value)}" for name, case in CHOICES])
 def test_bad_modes_directions_and_sources(memory: Memory, used: FileRange, name: str, case: Case) -> None:
     refused(case, lambda: memory.allocate(PAGE, **{name: case.value}), memory)
     refused(case, lambda: memory.block(PAGE, **{name: case.value}), memory)
@@ -243,7 +244,7 @@ NO_RANGES: list[Any] = [
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("value", NO_RANGES, ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize("value", NO_RANGES, ids=shown)
 def test_what_is_no_range(memory: Memory, used: FileRange, name: str, value: Any) -> None:
     refused(Case(value, memplat.InvalidArgumentError), lambda: METHODS[name](memory, value), memory, exact=False)
 
@@ -306,7 +307,7 @@ def test_bad_offsets_to_inspect(memory: Memory, used: FileRange, offset: Any) ->
     refused(Case(where, memplat.InvalidRangeError), lambda: memory.inspect(where), memory)
 
 
-@pytest.mark.parametrize("offset", WRONG_TYPES, ids=repr)
+@pytest.mark.parametrize("offset", WRONG_TYPES, ids=shown)
 def test_offsets_to_inspect_that_are_no_integers(memory: Memory, used: FileRange, offset: Any) -> None:
     refused(Case(offset, memplat.InvalidArgumentError), lambda: memory.inspect(offset), memory, exact=False)
 
@@ -314,12 +315,12 @@ def test_offsets_to_inspect_that_are_no_integers(memory: Memory, used: FileRange
 # -- the rest ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("data", ["text", 5, None, object(), [1, 2], memoryview(bytes(64))[::2]], ids=repr)
+@pytest.mark.parametrize("data", ["text", 5, None, object(), [1, 2], memoryview(bytes(64))[::2]], ids=shown)
 def test_data_that_is_no_contiguous_buffer(memory: Memory, used: FileRange, data: Any) -> None:
     refused(Case(data, memplat.InvalidArgumentError), lambda: memory.write(used, data), memory, exact=False)
 
 
-@pytest.mark.parametrize("data", ["text", 5, None], ids=repr)
+@pytest.mark.parametrize("data", ["text", 5, None], ids=shown)
 def test_data_that_is_no_buffer_for_a_good_range(memory: Memory, used: FileRange, data: Any) -> None:
     case = Case(data, memplat.InvalidArgumentError)
     refused(case, lambda: memory.write(part(used, 0), data), memory, exact=False)
@@ -355,24 +356,24 @@ def test_what_is_no_address_space(memory: Memory, used: FileRange, space: Any) -
     refused(case, lambda: memory.map_into(space, 0x1000, part(used, 0), "read"), memory)
 
 
-@pytest.mark.parametrize("value", [-1, "1", 1.5, True, [1]], ids=repr)
+@pytest.mark.parametrize("value", [-1, "1", 1.5, True, [1]], ids=shown)
 def test_bad_amounts_to_reclaim(memory: Memory, used: FileRange, value: Any) -> None:
     refused(Case(value, memplat.InvalidArgumentError), lambda: memory.reclaim(value), memory, exact=False)
 
 
-@pytest.mark.parametrize("value", ["1", [1], float("nan")], ids=repr)
+@pytest.mark.parametrize("value", ["1", [1], float("nan")], ids=shown)
 def test_bad_times_to_wait(memory: Memory, used: FileRange, value: Any) -> None:
     case = Case(value, memplat.InvalidArgumentError)
     refused(case, lambda: memory.wait_reclaimed(timeout=value), memory, exact=False)
 
 
-@pytest.mark.parametrize("value", ["1", None, [1], -1, float("nan")], ids=repr)
+@pytest.mark.parametrize("value", ["1", None, [1], -1, float("nan")], ids=shown)
 def test_bad_ages(memory: Memory, used: FileRange, value: Any) -> None:
     case = Case(value, memplat.InvalidArgumentError)
     refused(case, lambda: memory.update_usage(max_age=value), memory, exact=False)
 
 
-@pytest.mark.parametrize("value", ["1", None, 1.5, True, -1], ids=repr)
+@pytest.mark.parametrize("value", ["1", None, 1.5, True, -1], ids=shown)
 def test_bad_external_amounts(memory: Memory, used: FileRange, value: Any) -> None:
     case = Case(value, memplat.InvalidArgumentError)
     refused(case, lambda: memory.account_external(value, owner=4), memory, exact=False)

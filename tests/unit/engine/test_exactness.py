@@ -6,7 +6,6 @@ accident; the pages are committed in every way there is. The oracle is ``tests/o
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import multiprocessing
 import os
@@ -23,6 +22,7 @@ import pytest
 import memplat
 from memplat import FileRange
 from memplat.memory import Memory
+from tests.hostparts import swap_file
 from tests.oracle import (
     PAGE,
     NaiveModel,
@@ -501,27 +501,6 @@ def test_growth_between_scans(build: Callable[..., Scene], shared: bool) -> None
 # -- swap ----------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def swap_file(directory: Path, nbytes: int) -> Iterator[None]:
-    """A real swap file; skips where the machine does not allow one."""
-    path = directory / "swap"
-    path.write_bytes(b"")
-    os.chmod(path, 0o600)
-    with path.open("r+b") as file:
-        for _ in range(nbytes // MIB):
-            file.write(bytes(MIB))
-    made = subprocess.run(["mkswap", str(path)], capture_output=True, text=True, check=False)
-    if made.returncode:
-        pytest.skip(f"mkswap: {made.stderr.strip()}")
-    on = subprocess.run(["swapon", str(path)], capture_output=True, text=True, check=False)
-    if on.returncode:
-        pytest.skip(f"swapon: {on.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["swapoff", str(path)], check=True, capture_output=True)
-
-
 def swapped_bytes(mapping: RawMapping) -> int:
     """How much of a mapping of shared memory is in swap, in bytes: ``Swap`` in /proc/self/smaps (proc_pid_smaps(5))."""
     mine = False
@@ -534,10 +513,8 @@ def swapped_bytes(mapping: RawMapping) -> int:
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_pages_that_were_swapped_out(build: Callable[..., Scene], tmp_path: Path, shared: bool) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("a swap file needs root")
-    with swap_file(tmp_path, 64 * MIB):
+def test_pages_that_were_swapped_out(build: Callable[..., Scene], shared: bool) -> None:
+    with swap_file(64 * MIB):
         scene = build(2_000, shared=shared, modes=("uncommitted", "committed"))
         written = scene.some(1_200)
         for page in written:
@@ -578,7 +555,7 @@ def test_pages_that_were_swapped_out(build: Callable[..., Scene], tmp_path: Path
         mapping.close()
 
 
-def test_everything_at_once(build: Callable[..., Scene], tmp_path: Path) -> None:
+def test_everything_at_once(build: Callable[..., Scene]) -> None:
     """All the ways of committing in one memory, in random order, compared after each."""
     scene = build(900, seed=5, modes=("uncommitted", "reserved", "committed"))
     mapping = scene.observer.map(0, scene.observer.size)

@@ -171,9 +171,8 @@ class Worker:
 
 @pytest.mark.parametrize("reclaim", ["background", "manual"])
 def test_threads_keep_their_pages_and_get_clean_ones(open_memory: Opener, reclaim: str) -> None:
-    quick = 24_000 if reclaim == "background" else 8_000
     memory = open_memory(max_size=1024 * MIB, reclaim=reclaim, reclaim_delay=0.001)
-    workers = [Worker(memory, number + 1, soak_count(quick) // THREADS) for number in range(THREADS)]
+    workers = [Worker(memory, number + 1, soak_count(8_000) // THREADS) for number in range(THREADS)]
     together(*[worker.run for worker in workers], seconds=7_200)
     check(memory)
     assert allocated(memory) == 0
@@ -217,7 +216,7 @@ def test_figures_are_exact_at_every_moment_when_only_the_scanner_and_reclaimer_r
 
     def waste() -> None:
         try:
-            for _ in range(300):
+            for _ in range(120):
                 memory.decref(memory.allocate(8 * PAGE, mode="committed"))
         finally:
             stop.set()
@@ -239,7 +238,7 @@ def test_a_tight_memory_is_shared_without_a_false_out_of_memory(open_memory: Ope
     memory = open_memory(max_size=4 * MIB, reclaim="background", reclaim_delay=0.01)
 
     def user() -> None:
-        for _ in range(60):
+        for _ in range(25):
             parts = [memory.allocate(PAGE, mode="will_commit") for _ in range(MIB // PAGE)]
             for pages in parts:
                 memory.decref(pages)

@@ -9,23 +9,25 @@ from pathlib import Path
 import pytest
 
 from memplat.linux import files, system
-from tests.hostparts import MIB, hugetlb_pool, run, setting, swap_file
+from tests.hostparts import MIB, SWAPS, hugetlb_pool, nobody_else, run, setting, swap_file
 
 THP = Path("/sys/kernel/mm/transparent_hugepage")
 
 
 def test_ram_and_swap_are_those_of_the_host():
-    memory = system.host_memory()
-    words = run("free", "-b").splitlines()
+    with nobody_else(SWAPS):
+        memory = system.host_memory()
+        words = run("free", "-b").splitlines()
     assert memory.ram == int(words[1].split()[1])
     assert memory.swap == int(words[2].split()[1])
     assert 0 < memory.available <= memory.ram
 
 
 def test_added_swap_shows():
-    before = system.host_memory().swap
-    with swap_file(16 * MIB):
-        assert 15 * MIB < system.host_memory().swap - before <= 16 * MIB
+    with nobody_else(SWAPS):
+        before = system.host_memory().swap
+        with swap_file(16 * MIB):
+            assert 15 * MIB < system.host_memory().swap - before <= 16 * MIB
 
 
 def test_without_proc_the_ram_is_still_known(monkeypatch):
