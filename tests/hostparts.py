@@ -220,7 +220,7 @@ def hugetlb_pool(pages: int, page_size: int = 2 * MIB) -> Iterator[None]:
 
 @contextlib.contextmanager
 def swap_file(size: int) -> Iterator[Path]:
-    """*size* bytes of swap, in a file. No other test process has swap meanwhile: what is switched off comes back to RAM."""
+    """*size* bytes of swap, in a file. Other test processes wait for theirs: what is switched off comes back to RAM."""
     need_root("adding swap")
     with nobody_else(SWAPS), tempfile.TemporaryDirectory(prefix="memplat-") as scratch:
         path = Path(scratch, "swap")
