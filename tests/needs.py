@@ -20,6 +20,7 @@ FEATURES: Final = frozenset(
         "pagemap_scan",
         "root",
         "swap",
+        "thp",
         "tmpfs",
         "userfaultfd",
         "xfs",

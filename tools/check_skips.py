@@ -5,6 +5,8 @@ Usage: check_skips.py JUNIT_REPORT...
 
 Every skip has to read ``needs FEATURE: REASON``. What the host has is found out here, by trying it, with the standard
 library and the host's own programs, and with nothing of memplat: a bug there must not be able to hide its own tests.
+In a report of ``memplat conformance --all`` a backend must have been put on all that the host has, and what a check
+says of the backend itself (that a capability is not declared) is a reason, too.
 Exit status: 0 if each skip is due, 1 if one is not, 2 if a report cannot be read.
 """
 
@@ -28,6 +30,29 @@ from typing import Final, NamedTuple
 
 MIB: Final = 1 << 20
 _SKIP: Final = re.compile(r"(?:Skipped: )?needs (\w+): .")
+
+#: How ``memplat conformance`` calls its report.
+_CONFORMANCE: Final = "memplat conformance"
+#: What ``--all`` has to put backends on, and what the host needs to have for that.
+STANDS: Final = {
+    "memfd": None,
+    "memfd with huge pages (collapse)": None,
+    "memfd with huge pages (advise)": "thp",
+    "tmpfile on ext4": "ext4",
+    "tmpfile on xfs": "xfs",
+    "tmpfile on btrfs": "btrfs",
+    "tmpfile on tmpfs": "tmpfs",
+    "hugetlb with pages of 2 MiB": "hugetlb",
+}
+#: Why a check may say nothing about a backend, though the host lacks nothing.
+_DUE: Final = re.compile(
+    r"""\w+[ ]is[ ](not[ ]declared|switched[ ]off[ ]by[ ]the[ ]options)$
+    |neither[ ]a[ ]file[ ]system[ ]nor[ ]a[ ]pool[ ]bounds[ ]the[ ]file
+    |there[ ]is[ ]no[ ]disk[ ]below
+    |the[ ]host[ ]has[ ].+[ ]free[ ]here,[ ]and[ ]a[ ]check[ ]uses[ ]up[ ]at[ ]most
+    |needs[ ]\d+[ ]huge[ ]pages""",
+    re.VERBOSE,
+)
 
 
 class Skip(NamedTuple):
@@ -135,6 +160,16 @@ def has_tmpfs() -> bool:
         return True
 
 
+def has_thp() -> bool:
+    """A memfd can be advised to use transparent huge pages, or the setting for that can be written."""
+    name = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+    if not os.path.exists(name):
+        return False
+    with open(name) as file:
+        chosen = file.read().partition("[")[2].partition("]")[0]
+    return chosen not in ("never", "deny") or os.access(name, os.W_OK)
+
+
 def has_kvm() -> bool:
     """/dev/kvm can be opened and answers KVM_GET_API_VERSION with 12."""
     try:
@@ -216,8 +251,10 @@ def read_skips(report: str) -> list[Skip]:
     return skips
 
 
-def judge(skip: Skip, is_offered: Callable[[str], bool] = offered) -> str | None:
+def judge(skip: Skip, is_offered: Callable[[str], bool] = offered, *, conformance: bool = False) -> str | None:
     """Why the skip is wrong, or ``None`` if it is due."""
+    if conformance and _DUE.match(skip.reason):
+        return None
     match = _SKIP.search(skip.reason)
     if match is None:
         return "gives no reason of the form 'needs FEATURE: why'"
@@ -227,22 +264,39 @@ def judge(skip: Skip, is_offered: Callable[[str], bool] = offered) -> str | None
     return f"was skipped for the lack of {feature}, which this host has" if is_offered(feature) else None
 
 
+def is_conformance(report: str) -> bool:
+    """Whether a report is one of ``memplat conformance``."""
+    return ET.parse(report).getroot().get("name") == _CONFORMANCE
+
+
+def missing_stands(report: str, is_offered: Callable[[str], bool] = offered) -> list[str]:
+    """What a report of ``memplat conformance --all`` does not even mention, though the host has it."""
+    told = {suite.get("name") for suite in ET.parse(report).iter("testsuite")}
+    return [
+        title for title, feature in STANDS.items() if title not in told and (feature is None or is_offered(feature))
+    ]
+
+
 def main(reports: list[str]) -> int:
     """Print each skip with what is to be said of it."""
     if not reports:
         print(__doc__, file=sys.stderr)
         return 2
     try:
-        skips = [skip for report in reports for skip in read_skips(report)]
+        verdicts = [(skip, judge(skip, conformance=is_conformance(one))) for one in reports for skip in read_skips(one)]
+        missing = [title for one in reports if is_conformance(one) for title in missing_stands(one)]
     except (OSError, ET.ParseError) as error:
         print(f"check_skips: {error}", file=sys.stderr)
         return 2
-    verdicts = [(skip, judge(skip)) for skip in skips]
     for skip, verdict in verdicts:
         print(f"{'FAIL' if verdict else 'ok'}  {skip.test}: {skip.reason}" + (f"\n      {verdict}" if verdict else ""))
+    for title in missing:
+        print(f"FAIL  {title}: was not run, and this host has what it stands on")
     wrong = sum(verdict is not None for _, verdict in verdicts)
-    print(f"check_skips: {len(skips)} skips, {wrong} of them wrong")
-    return 1 if wrong else 0
+    print(
+        f"check_skips: {len(verdicts)} skips, {wrong} of them wrong" + (f"; {len(missing)} missing" if missing else "")
+    )
+    return 1 if wrong or missing else 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from memplat.conformance.hosts import stands
 from tests.needs import FEATURES, needs
 from tools import check_skips
 
@@ -16,6 +17,18 @@ REPORT = """<testsuites><testsuite>
 <testcase classname="tests.test_one" name="test_skipped"><skipped type="pytest.skip" message="{reason}"/></testcase>
 <testcase classname="tests.test_one" name="test_xfails"><skipped type="pytest.xfail" message="known"/></testcase>
 </testsuite></testsuites>"""
+
+
+CONFORMANCE = """<testsuites name="memplat conformance">{suites}</testsuites>"""
+SUITE = """<testsuite name="{title}"><testcase classname="{title}" name="LIFE-01 it works"/>{skip}</testsuite>"""
+SKIP = """<testcase classname="mine" name="EXH-01 it holds"><skipped message="{reason}"/></testcase>"""
+
+
+def write_conformance(directory: Path, *titles: str, reason: str = "") -> str:
+    path = directory / "conformance.xml"
+    skip = SKIP.format(reason=reason) if reason else ""
+    path.write_text(CONFORMANCE.format(suites="".join(SUITE.format(title=title, skip=skip) for title in titles)))
+    return str(path)
 
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -69,3 +82,39 @@ def test_what_needs_says_is_what_the_check_reads() -> None:
     assert check_skips.judge(check_skips.Skip("test", str(caught.value)), lambda _: False) is None
     with pytest.raises(ValueError, match="unknown feature 'teapot'"):
         needs("teapot", "no tea")
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "huge_pages is not declared",
+        "seal is switched off by the options",
+        "neither a file system nor a pool bounds the file: all of the host would have to be used up",
+        "there is no disk below the directory that was chosen",
+        "the host has 20 GiB free here, and a check uses up at most 512 MiB",
+        "needs 2560 huge pages of 2 MiB, and the pool has 40",
+    ],
+)
+def test_what_a_check_says_of_the_backend_is_a_reason_in_a_report_of_conformance_only(tmp_path: Path, reason: str):
+    assert run_script(write_conformance(tmp_path, *check_skips.STANDS, reason=reason)).returncode == 0
+    assert run_script(write_report(tmp_path, reason)).returncode == 1
+
+
+@pytest.mark.parametrize("reason", ["the moon is full", "needs teapot: no tea", "hypothesis is not installed"])
+def test_any_other_reason_is_none_in_a_report_of_conformance_either(tmp_path: Path, reason: str):
+    done = run_script(write_conformance(tmp_path, *check_skips.STANDS, reason=reason))
+    assert done.returncode == 1, done.stdout
+
+
+def test_what_conformance_left_out_without_a_word_is_missing_if_the_host_has_it(tmp_path: Path):
+    report = write_conformance(tmp_path, *(set(check_skips.STANDS) - {"memfd", "tmpfile on xfs"}))
+    assert check_skips.missing_stands(report, lambda _: True) == ["memfd", "tmpfile on xfs"]
+    assert check_skips.missing_stands(report, lambda feature: feature != "xfs") == ["memfd"]
+    done = run_script(report)
+    assert done.returncode == 1
+    assert "memfd: was not run" in done.stdout
+
+
+def test_the_stands_are_those_of_the_command():
+    titles = {stand.title for stand in stands() if stand.backend in ("memfd", "tmpfile", "hugetlb")}
+    assert set(check_skips.STANDS) == titles - {"tmpfile where temporary files are made"}

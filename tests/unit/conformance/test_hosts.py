@@ -60,7 +60,7 @@ def test_what_a_stand_needs_is_made_and_put_back(stand: Stand, place: Path):
                 assert "[never]" not in THP.read_text()
     except UnavailableError as error:
         feature, _, reason = str(error).removeprefix("needs ").partition(": ")
-        needs("hugetlb" if feature == "thp" else feature, reason)
+        needs(feature, reason)
     assert state(place) == before
 
 
