@@ -10,7 +10,7 @@ from typing import Any, Final
 import attrs
 
 from memplat import config as configuration
-from memplat.backends.hugetlb.pool import Pool
+from memplat.backends.hugetlb.pool import Pool, find_pool
 from memplat.errors import ConfigError, MemplatError
 from memplat.linux import filesystems, system
 from memplat.plugins import (
@@ -28,7 +28,7 @@ from memplat.plugins import (
     say,
 )
 from memplat.ranges import format_size
-from memplat.types import BackendInfo, BackingFile
+from memplat.types import Availability, BackendInfo, BackingFile
 
 _AVAILABLE: Final = "available"
 
@@ -168,7 +168,8 @@ def _try(
     try:
         found = ask_available(backend, hooks, options)
         if not found.available:
-            return attrs.evolve(row, status="unavailable", reason=found.reason, remedy=found.remedy)
+            remedy = _pool_remedy(row, settings) or found.remedy
+            return attrs.evolve(row, status="unavailable", reason=found.reason, remedy=remedy)
         row = attrs.evolve(row, reason=found.reason, remedy=found.remedy)
         if record.name not in settings.backends:
             return row
@@ -183,6 +184,14 @@ def _try(
         return _judge(row, file, settings)
     finally:
         hooks.memplat_close_file(file=file)
+
+
+def _pool_remedy(row: Row, settings: configuration.Config) -> str:
+    """The command that makes the pool as large as the configuration wants it; empty if that is not what is wrong."""
+    if row.name != "hugetlb" or isinstance(pool := find_pool(row.options.page_size, row.options.mount), Availability):
+        return ""
+    wanted = settings.engine.prealloc or settings.engine.max_size or pool.page_size
+    return "" if pool.available() else pool.remedy(-(-wanted // pool.page_size))
 
 
 def _judge(row: Row, file: BackingFile, settings: configuration.Config) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+import shutil
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -99,9 +100,14 @@ def _examine_sizes(found: Survey) -> Iterator[Finding]:
             pool = find_pool(row.options.page_size, row.options.mount)
             if isinstance(pool, Pool):
                 yield _pool_for(max_size, pool)
-    if found.taken is not None and found.taken.name == "memfd":
+    name = found.taken.name if found.taken is not None else ""
+    if name == "memfd":
         host = system.host_memory()
         yield _compare(max_size, "RAM and swap", host.ram + host.swap, "less max_size, or more swap")
+    if name == "tmpfile" and found.taken is not None:
+        place = found.taken.options.place()
+        free = shutil.disk_usage(place).free
+        yield _compare(max_size, f"what is free in {place}", free, "less max_size, or directory = one with more room")
     limit = min((level.limit for level in system.memory_cgroups() if level.limit is not None), default=None)
     if limit is not None:
         yield _compare(max_size, "the memory cgroup's limit", limit, "less max_size, or a higher limit (MemoryMax=)")
