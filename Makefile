@@ -50,5 +50,5 @@ $(VENV)/.ready: pyproject.toml $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.ready-dev: pyproject.toml $(VENV)/.ready
-	$(BIN)/python -m pip install -qq --editable '.[cli,conformance,dev]'
+	$(BIN)/python -m pip install -qq --editable '.[cli,conformance,dev,unicorn]'
 	@touch $@

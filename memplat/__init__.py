@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from memplat.engine.registry import accounting, memories
     from memplat.errors import (
+        AccessError,
+        AddressSpaceError,
         BackendUnavailableError,
         ClosedError,
         ConfigError,
         DoubleFreeError,
         ForeignBlockError,
         ForkedError,
+        GuestDiedError,
         HandleError,
         HandleExpiredError,
         HandleUsedError,
@@ -31,10 +34,12 @@ if TYPE_CHECKING:
         MemplatError,
         MisalignedRangeError,
         NotAllocatedError,
+        NotMappedError,
         OutOfMemory,
         PluginError,
         ReentrantCallError,
         ReferenceOverflowError,
+        TooManyMappingsError,
         UnknownBackendError,
         UnsealedFileError,
     )
@@ -67,7 +72,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Access",
+    "AccessError",
     "AddressSpace",
+    "AddressSpaceError",
     "AllocationMode",
     "AllocationRequest",
     "Availability",
@@ -85,6 +92,7 @@ __all__ = [
     "FileRange",
     "ForeignBlockError",
     "ForkedError",
+    "GuestDiedError",
     "Handle",
     "HandleError",
     "HandleExpiredError",
@@ -100,6 +108,7 @@ __all__ = [
     "MemplatError",
     "MisalignedRangeError",
     "NotAllocatedError",
+    "NotMappedError",
     "OutOfMemory",
     "PageInfo",
     "PageState",
@@ -109,6 +118,7 @@ __all__ = [
     "ReferenceOverflowError",
     "SelectedBackend",
     "Storage",
+    "TooManyMappingsError",
     "UnknownBackendError",
     "UnsealedFileError",
     "Usage",

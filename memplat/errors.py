@@ -113,6 +113,33 @@ class UnsealedFileError(MemplatError, PermissionError):
     """A writable share of a file that the peer could truncate under us, without ``trusted=True``."""
 
 
+class AddressSpaceError(MemplatError, RuntimeError):
+    """An address space cannot do what it was asked for; its mappings are as before."""
+
+
+class NotMappedError(AddressSpaceError, LookupError):
+    """Addresses of a guest that nothing is mapped at, or that lie outside of the region that may be mapped."""
+
+
+class AccessError(AddressSpaceError, PermissionError):
+    """A mapping that would be writable and executable without having been asked for, or a store to read-only pages."""
+
+
+class TooManyMappingsError(AddressSpaceError):
+    """The address space has no slot left for one more mapping."""
+
+
+class GuestDiedError(AddressSpaceError):
+    """The process that was the address space has ended; all of its mappings are gone, and their references dropped.
+
+    :ivar status: its exit status, the negative number of the signal that killed it, or ``None`` if unknown
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class HostError(MemplatError, OSError):
     """A system call failed in a way that the caller has to know of; ``errno`` is the host's.
 
@@ -160,12 +187,15 @@ class PluginError(MemplatError, RuntimeError):
 
 
 __all__ = [
+    "AccessError",
+    "AddressSpaceError",
     "BackendUnavailableError",
     "ClosedError",
     "ConfigError",
     "DoubleFreeError",
     "ForeignBlockError",
     "ForkedError",
+    "GuestDiedError",
     "HandleError",
     "HandleExpiredError",
     "HandleUsedError",
@@ -178,10 +208,12 @@ __all__ = [
     "MemplatError",
     "MisalignedRangeError",
     "NotAllocatedError",
+    "NotMappedError",
     "OutOfMemory",
     "PluginError",
     "ReentrantCallError",
     "ReferenceOverflowError",
+    "TooManyMappingsError",
     "UnknownBackendError",
     "UnsealedFileError",
 ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from types import EllipsisType, TracebackType
 from typing import IO, TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
-from memplat.ranges import FileRange
+from memplat.ranges import Address, FileRange
 from memplat.types import Access, AllocationMode, Direction, MemoryKind, PageInfo, SelectedBackend, Usage
 
 if TYPE_CHECKING:
@@ -26,11 +26,18 @@ Fill: TypeAlias = Buffer | IO[bytes]
 class MappableFile(Protocol):
     """What an address space gets to map from; every memory is one."""
 
+    @property
+    def page_size(self) -> int:
+        """The unit of mapping and of references, in bytes."""
+
     def fileno(self) -> int:
         """The descriptor of the backing file."""
 
     def address(self, pages: FileRange) -> int:
         """The address of *pages* in this process; spaces inside this process use it instead of a second mapping."""
+
+    def view(self, range: FileRange, *, writable: bool = True, pin: bool = True) -> memoryview:
+        """A view; an unpinned one keeps :meth:`address` valid, also when the file is closed."""
 
     def incref(self, pages: FileRange) -> None:
         """Take another reference, for a further mapping of the same pages."""
@@ -43,7 +50,7 @@ class MappableFile(Protocol):
 class AddressSpace(Protocol):
     """Somewhere that pages can be mapped: a guest, another process, a region of this one."""
 
-    def map_file(self, addr: int, file: MappableFile, pages: FileRange, access: Access, precommit: bool) -> None:
+    def map_file(self, addr: Address, file: MappableFile, pages: FileRange, access: Access, precommit: bool) -> None:
         """Map *pages* of *file* at *addr*. The space owns one reference from now on, and drops it with ``file.decref``
         when the pages are unmapped. If it raises, nothing was mapped and the caller keeps the reference.
         """

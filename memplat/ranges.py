@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NewType
 
 from memplat.errors import InvalidArgumentError
 
@@ -17,6 +17,11 @@ HUGE_PAGE_SIZE: Final = 2 * MIB
 
 #: Sizes as people write them. A regular expression in the dialect that Python and JSON schemas share.
 SIZE_PATTERN: Final = r"[ \t\r\n]*([0-9]+(?:\.[0-9]+)?)[ \t]*([kKmMgGtTpPeE]?)[iI]?[bB]?[ \t\r\n]*"
+
+#: Where something is mapped in an address space. Offsets in the file are another matter: type checkers tell them apart.
+Address = NewType("Address", int)
+#: Where something stands in the backing file, in bytes.
+Offset = NewType("Offset", int)
 
 _SIZE = re.compile(SIZE_PATTERN)
 _PREFIXES: Final = "kmgtpe"
@@ -107,7 +112,9 @@ __all__ = [
     "MIB",
     "SIZE_PATTERN",
     "TIB",
+    "Address",
     "FileRange",
+    "Offset",
     "align_down",
     "align_up",
     "format_size",

@@ -18,10 +18,12 @@ FEATURES: Final = frozenset(
         "loop",
         "numpy",
         "pagemap_scan",
+        "pyarrow",
         "root",
         "swap",
         "thp",
         "tmpfs",
+        "unicorn",
         "userfaultfd",
         "xfs",
     }

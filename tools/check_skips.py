@@ -228,6 +228,16 @@ def has_numpy() -> bool:
     return importlib.util.find_spec("numpy") is not None
 
 
+def has_pyarrow() -> bool:
+    """This interpreter can import pyarrow."""
+    return importlib.util.find_spec("pyarrow") is not None
+
+
+def has_unicorn() -> bool:
+    """This interpreter can import unicorn."""
+    return importlib.util.find_spec("unicorn") is not None
+
+
 #: How to find out whether the host has a feature.
 PROBES: Final[dict[str, Callable[[], bool]]] = {
     name.removeprefix("has_"): probe for name, probe in sorted(globals().items()) if name.startswith("has_")

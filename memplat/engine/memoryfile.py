@@ -46,7 +46,7 @@ from memplat.hookspecs import BackendHooks
 from memplat.linux import extents as flat
 from memplat.linux import system
 from memplat.memory import AddressSpace, Block, Buffer, Fill
-from memplat.ranges import FileRange, align_up
+from memplat.ranges import Address, FileRange, align_up
 from memplat.sharing import Handle
 from memplat.types import (
     MAX_OWNER,
@@ -326,7 +326,7 @@ class MemoryFile(Measuring):
             start, end = self._pages(pages)
             table.incref(start, end)
         try:
-            space.map_file(addr, self, FileRange(start, end), chosen, bool(precommit))
+            space.map_file(Address(addr), self, FileRange(start, end), chosen, bool(precommit))
         except BaseException:
             self.decref(FileRange(start, end))
             raise

@@ -112,6 +112,22 @@ def map_shared(address: int, length: int, fd: int, offset: int, *, writable: boo
         raise
 
 
+def map_over(address: int, length: int, fd: int, offset: int, protection: int) -> None:
+    """Map ``[offset, offset + length)`` of the file, shared, over what is mapped at *address*: which has to be the
+    caller's own. As :func:`map_shared`; after an error, what was there may be reserved address space.
+
+    :raises OSError: ENOMEM, EACCES, EPERM, EINVAL (alignment)
+    """
+    map_shared(address, length, fd, offset)
+    if protection != PROT_READ | PROT_WRITE:
+        protect(address, length, protection)
+
+
+def reserve_over(address: int, length: int) -> None:
+    """Turn the caller's own mappings at *address* into reserved address space that nothing is behind. mmap(2)."""
+    _map(address, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED)
+
+
 def map_anywhere(length: int, fd: int, offset: int, protection: int, flags: int) -> int:
     """Map a part of the file where the kernel likes, and return the address. mmap(2).
 

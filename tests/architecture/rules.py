@@ -44,6 +44,7 @@ EXTERNAL: Final[Mapping[str, frozenset[str]]] = {
     "pluggy": frozenset({"hookspecs", "plugins"}),
     "cattrs": frozenset({"config"}),
     "tomllib": frozenset({"config"}),
+    "unicorn": frozenset({"platforms"}),
     "sortedcontainers": frozenset({"engine"}),
 }
 

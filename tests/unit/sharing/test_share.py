@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pickle
@@ -308,7 +309,10 @@ def test_arrays_take_a_share_as_it_is(memory: Memory) -> None:
 
 
 def test_arrow_buffers_take_a_share_as_it_is(memory: Memory) -> None:
-    pyarrow = pytest.importorskip("pyarrow", reason="needs numpy: pyarrow is an optional guest of this test")
+    try:
+        pyarrow = importlib.import_module("pyarrow")
+    except ImportError:
+        needs("pyarrow", "it is not installed")
     pages = memory.allocate(PAGE, fill=b"hello")
     handle = memory.share(pages)
     view = memplat.attach(handle)
