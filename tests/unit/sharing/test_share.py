@@ -362,7 +362,9 @@ def test_strangers_at_the_door_get_nothing(memory: Memory) -> None:
 
 def test_nothing_is_left_behind(memory: Memory) -> None:
     pages = memory.allocate(PAGE)
-    memplat.attach(memory.share(pages)).release()
+    handle = memory.share(pages)
+    memplat.attach(handle).release()
+    assert handle.wait(20)
     before = sorted(os.listdir("/proc/self/fd"))
     maps = Path("/proc/self/maps").read_text().count("memfd")
     for _ in range(10):
