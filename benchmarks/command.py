@@ -1,4 +1,4 @@
-"""Measure the workloads W1 to W7 beside what the host itself takes."""
+"""Measure the workloads W1 to W8 beside what the host itself takes."""
 
 from __future__ import annotations
 

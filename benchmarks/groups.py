@@ -14,6 +14,7 @@ from benchmarks import (
     w5_reclaim,
     w6_view,
     w7_references,
+    w8_polling,
 )
 from benchmarks.harness import Group
 
@@ -26,4 +27,5 @@ GROUPS: Final[Mapping[str, Group]] = {
     "W5": w5_reclaim,
     "W6": w6_view,
     "W7": w7_references,
+    "W8": w8_polling,
 }

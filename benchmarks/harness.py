@@ -56,6 +56,10 @@ class Case(abc.ABC):
     def finish(self) -> None:  # noqa: B027 -- as set_up
         """Untimed work after each run."""
 
+    def unit_of(self, figure: str) -> str:  # noqa: ARG002 -- most cases have one unit
+        """What the seconds of one of the figures are for."""
+        return self.unit
+
     def segments(self) -> int:
         """The segments that were live; asked once, after the last run."""
         return 0
@@ -174,7 +178,7 @@ def _row(group: str, case: Case, figure: str, pairs: Sequence[tuple[float, float
         group=group,
         case=case.name,
         figure=figure,
-        unit=case.unit,
+        unit=case.unit_of(figure),
         seconds=tuple(seconds for seconds, _ in pairs),
         calibrator=case.calibrator,
         calibrations=tuple(calibration for _, calibration in pairs),

@@ -69,6 +69,7 @@ class Scanner:
         self._known: array[int] | None = None
         self._known_total = 0
         self._seen_changes = -1
+        self._scan_began = 0
         self._whole_ns = 0  # what the last scan of the whole file took
         self.figures = Figures(state)
         self._owners = Owners(state, self.figures)
@@ -93,6 +94,9 @@ class Scanner:
         state = self._state
         if state.is_interrupted():
             raise reentrant()
+        last = self.last
+        if max_age and owner is None and last is not None and state.refuse is None and _is_recent(last, max_age):
+            return last  # without the lock: those who poll often do not get in the way of those who work
         if self._runner == threading.get_ident():
             return self.usage(owner)  # a hook that the scan calls asks: the scan cannot wait for itself
         with state.lock:
@@ -114,9 +118,7 @@ class Scanner:
         last = self.last
         if last is not None and owner is not None:
             last = self._owners.last_locked(last, owner)
-        if last is None or last.method == "none" or time.monotonic() - last.as_of > max_age:
-            return None
-        return last
+        return last if last is not None and _is_recent(last, max_age) else None
 
     def _part(self, usage: Usage, owner: int) -> Usage:
         with self._state.lock:
@@ -180,24 +182,22 @@ class Scanner:
     def _unchanged(self) -> Usage | None:
         """The last figures, if neither we nor the host have anything new: two numbers are compared, and that is all."""
         state = self._state
-        if not state.hold_gate():
+        last = self.last
+        if last is None or not self._is_as_seen() or not state.hold_gate():
             return None
         try:
-            last, started = self.last, time.perf_counter_ns()
-            if last is None or not self._is_as_seen():
-                return None
-            as_of = time.monotonic()
+            started = time.monotonic_ns()
             storage = state.storage()
             if storage.total - storage.overhead != self._known_total:
                 return None
             with state.lock:
-                # A scan that began meanwhile may have changed what was compared here.
+                # Whatever began since the first look may have changed what was compared here.
                 if self.last is not last or not self._is_as_seen():
                     return None
-                self._count_locked("unchanged", time.perf_counter_ns() - started)
+                self._count_locked("unchanged", time.monotonic_ns() - started)
                 self.last = renewed(
                     last,
-                    as_of=as_of,
+                    as_of=started / 1e9,
                     method="unchanged",
                     reserved=storage.reserved,
                     counters=self.figures.counters_locked(),
@@ -218,20 +218,15 @@ class Scanner:
         )
 
     def _scan(self) -> Usage:
-        state = self._state
-        started = time.perf_counter_ns()
+        self._scan_began = time.monotonic_ns()
         for _ in range(_ATTEMPTS):
             usage = self._attempt(final=False)
             if usage is not None:
-                break
-        else:
-            with state.gate:
-                usage = self._attempt(final=True)
+                return usage
+        with self._state.gate:
+            usage = self._attempt(final=True)
         assert usage is not None, "the final attempt always answers"
-        with state.lock:
-            self._whole_ns = time.perf_counter_ns() - started
-            self._count_locked(usage.method, self._whole_ns)
-            return renewed(usage, counters=self.figures.counters_locked())
+        return usage
 
     def _count_locked(self, method: str, nanoseconds: int) -> None:
         counters = self._state.counters
@@ -337,11 +332,17 @@ class Scanner:
         if attribution.strays:
             table.take_free(attribution.strays, to_waste=True)
             state.wake()
+        self._whole_ns = time.monotonic_ns() - self._scan_began
+        self._count_locked(finding.method, self._whole_ns)
         usage = self.figures.whole_locked(
             attribution, finding.method, foreign, finding.storage, exact=finding.proven, as_of=as_of
         )
         self._seen_changes = table.changes
         return usage
+
+
+def _is_recent(usage: Usage, max_age: float) -> bool:
+    return time.monotonic() - usage.as_of <= max_age and usage.method != "none"
 
 
 def _extents_of(ranges: list[FileRange]) -> array[int]:

@@ -6,14 +6,14 @@ Guarded by the memory's lock, like the page table: every method ending in ``_loc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
-from memplat.engine.accounting import Attribution
+from memplat.engine.accounting import NOTHING, Attribution
 from memplat.engine.limits import note_scan_locked
 from memplat.engine.state import EngineState
 from memplat.types import MemoryKind, Storage, Usage
 
-_MAPPED = str(MemoryKind.MAPPED)
+_MAPPED: Final = str(MemoryKind.MAPPED)
 
 
 def renewed(usage: Usage, **changes: Any) -> Usage:
@@ -69,7 +69,7 @@ class Figures:
     def ours_locked(self) -> dict[str, Any]:
         """The figures that need no host."""
         table = self._state.table
-        allocated = dict.fromkeys(map(str, MemoryKind), 0)
+        allocated = NOTHING.copy()
         by_owner: dict[int | None, int] = {}
         for (kind, owner), nbytes in table.allocated.items():
             allocated[kind] += nbytes
@@ -119,9 +119,9 @@ class Figures:
 
     def _owned_locked(self, usage: Usage, owner: int, kinds: Mapping[str, int], **changes: Any) -> Usage:
         table = self._state.table
-        allocated = {str(kind): table.allocated.get((str(kind), owner), 0) for kind in MemoryKind}
+        allocated = {kind: table.allocated.get((kind, owner), 0) for kind in NOTHING}
         _raise(self._peak_allocated, {owner: sum(allocated.values())})
-        committed = {**dict.fromkeys(map(str, MemoryKind), 0), **kinds}
+        committed = {**NOTHING, **kinds}
         return renewed(
             usage,
             committed=committed,

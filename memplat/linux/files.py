@@ -51,6 +51,8 @@ _VECTOR_BYTES: Final = GIB
 _PUNCH_HELD_BYTES: Final = 256 * KIB
 #: A seek over so much data takes about 30 us, for the same trade.
 _SEEK_HELD_BYTES: Final = 4 * MIB
+#: Counting so much takes about 50 us, at most; a scan may count hundreds of parts.
+_COUNT_HELD_BYTES: Final = 8 * MIB
 
 _fallocate_types: Final = (ctypes.c_int, ctypes.c_int, _libc.LONG, _libc.LONG)
 _fallocate_released = _libc.function(_libc.RELEASED, "fallocate", ctypes.c_int, _fallocate_types)
@@ -64,12 +66,9 @@ _process_madvise = _libc.function(
     _libc.LONG,
     (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long, ctypes.c_ulong),
 )
-_cachestat = _libc.function(
-    _libc.RELEASED,
-    "syscall",
-    _libc.LONG,
-    (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong),
-)
+_cachestat_types: Final = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong)
+_cachestat_released = _libc.function(_libc.RELEASED, "syscall", _libc.LONG, _cachestat_types)
+_cachestat_held = _libc.function(_libc.HELD, "syscall", _libc.LONG, _cachestat_types)
 
 
 # ---- storage ---------------------------------------------------------------------------------------------------------
@@ -239,9 +238,9 @@ def _walk(fd: int, start: int, end: int) -> array[int]:
             if _libc.last_errno() == errno.ENXIO:  # truncated between the two calls
                 break
             raise _libc.error("lseek(SEEK_HOLE)")
-        if data == position and found:  # what was a hole a moment ago was touched: no extent of its own
+        if found and found[-1] == data:  # what was a hole a moment ago was touched: no extent of its own
             found[-1] = min(end, hole)
-        else:
+        elif hole > data:  # else it was punched between the two calls
             append(data)
             append(min(end, hole))
         # Where extents are short the GIL is kept: handing it over 131,072 times takes minutes beside a busy thread.
@@ -278,7 +277,8 @@ def cachestat_raw(fd: int, offset: int, length: int) -> array[int] | None:
         return array("Q", bytes(56))
     both = array("Q", (offset, length, 0, 0, 0, 0, 0))  # struct cachestat_range, then struct cachestat
     where, _ = both.buffer_info()
-    if _cachestat(_SYS_CACHESTAT, fd, where, where + 16, 0):
+    count = _cachestat_held if length <= _COUNT_HELD_BYTES else _cachestat_released
+    if count(_SYS_CACHESTAT, fd, where, where + 16, 0):
         if _libc.last_errno() in (errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP):
             return None
         raise _libc.error("cachestat")

@@ -119,6 +119,27 @@ def test_the_offset_is_put_back_where_the_file_cannot_be_opened_again(fd, monkey
     assert os.lseek(fd, 0, os.SEEK_CUR) == 77
 
 
+@pytest.mark.parametrize("then", ["gone", "back"])
+def test_a_page_that_is_punched_between_the_two_seeks_is_no_extent(fd, monkeypatch, then):
+    """A peer punches page 5 when SEEK_DATA has found it; then it stays gone, or comes back behind the walk's back."""
+    write_pages(fd, 1, 5, 9)
+    seek = files._lseek_released
+
+    def interrupted(own: int, offset: int, whence: int) -> int:
+        if whence == os.SEEK_HOLE and offset == 5 * PAGE:
+            files.punch_hole(fd, 5 * PAGE, PAGE)
+        found: int = seek(own, offset, whence)
+        if then == "back" and whence == os.SEEK_HOLE and offset == 5 * PAGE:
+            write_pages(fd, 5, 6)
+            monkeypatch.undo()
+        return found
+
+    monkeypatch.setattr(files, "_lseek_released", interrupted)
+    monkeypatch.setattr(files, "_lseek_held", interrupted)
+    gone, back = page_extents(1, 2, 9, 10), page_extents(1, 2, 5, 7, 9, 10)
+    assert list(files.seek_extents(fd, 0, 8 * MIB)) == (gone if then == "gone" else back)
+
+
 def test_walking_leaks_no_descriptor(fd):
     write_pages(fd, 3)
     before = len(os.listdir("/proc/self/fd"))

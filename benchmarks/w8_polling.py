@@ -1,0 +1,157 @@
+"""W8: polling the figures beside an allocator that churns."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Final
+
+from benchmarks.calibrators import PAGE
+from benchmarks.harness import Case, check
+from benchmarks.memories import OWNERS, Stopwatch, allocate_many, open_memory, touch
+from memplat import Memory, Usage
+from memplat.ranges import MIB
+
+TITLE: Final = "W8: figures that are polled"
+NOTE: Final = (
+    "Pairs of free and allocate as in W1 among 1,000 live allocations, every 16th of which is touched; beside it, "
+    "threads that ask `update_usage()` a thousand times a second each. What they are told of an owner whose pages "
+    "never change has to be right each time, to the byte, the figures have to add up, and in the end their total has "
+    "to be what fstat says. *Oldest*: the age of the oldest figures that any poll got."
+)
+
+_LIVE: Final = 1_000
+_PAIRS: Final[Mapping[str, int]] = {"full": 40_000, "quick": 20_000, "tiny": 200}
+_TOUCHED: Final = 16
+_PERIOD: Final = 1e-3
+#: An owner that takes no part in the churn, and what it has committed.
+_STABLE: Final = OWNERS
+_STABLE_BYTES: Final = 16 * MIB
+
+
+class Poller(threading.Thread):
+    """Asks for figures at 1 kHz, as far as it gets to run, and checks them."""
+
+    def __init__(self, memory: Memory, max_age: float, stop: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self._memory = memory
+        self._max_age = max_age
+        self._over = stop
+        self.polls = 0
+        self.seconds = 0.0
+        self.oldest = 0.0
+        self.wrong = ""
+
+    def run(self) -> None:
+        update, max_age, clock = self._memory.update_usage, self._max_age, time.monotonic
+        checked: Usage | None = None
+        due = clock()
+        while not self._over.is_set():
+            began = clock()
+            usage = update(max_age=max_age)
+            now = clock()
+            self.seconds += now - began
+            self.polls += 1
+            if usage is not checked:
+                self.wrong = self.wrong or _fault(usage)
+                checked = usage
+            self.oldest = max(self.oldest, now - usage.as_of)
+            due = max(due + _PERIOD, now)
+            time.sleep(due - now)
+
+
+def _fault(usage: Usage) -> str:
+    """What is wrong with the figures, as far as can be known while others change."""
+    stable = usage.committed_by_owner.get(_STABLE, {}).get("anonymous")
+    if stable != _STABLE_BYTES:
+        return f"{stable} bytes committed by the owner that has {_STABLE_BYTES}"
+    if sum(usage.committed.values()) + usage.overhead + usage.foreign != usage.total:
+        return f"the figures do not add up: {usage}"
+    return ""
+
+
+class Polled(Case):
+    """Pairs of decref and allocate, with so many threads that poll.
+
+    :ivar threads: how many poll
+    :ivar max_age: what they allow
+    """
+
+    unit = "pair"
+
+    def __init__(self, name: str, threads: int, max_age: float, pairs: int) -> None:
+        self.name = name
+        self.threads = threads
+        self.max_age = max_age
+        self._pairs = pairs
+        self._random = random.Random(8)
+
+    def unit_of(self, figure: str) -> str:
+        """Most figures are of polls, not of pairs."""
+        return "poll" if figure else self.unit
+
+    def set_up(self, stack: ExitStack) -> None:
+        self._memory = memory = open_memory(stack)
+        touch(memory, memory.allocate(_STABLE_BYTES, owner=_STABLE))
+        self._live = allocate_many(memory, [self._length() for _ in range(_LIVE)])
+
+    def _length(self) -> int:
+        return self._random.randint(1, 16) * PAGE
+
+    def prepare(self) -> None:
+        self._plan = [
+            (self._random.randrange(_LIVE), self._length(), self._random.randrange(OWNERS)) for _ in range(self._pairs)
+        ]
+
+    def measure(self) -> Mapping[str, float]:
+        over = threading.Event()
+        pollers = [Poller(self._memory, self.max_age, over) for _ in range(self.threads)]
+        for poller in pollers:
+            poller.start()
+        seconds = self._churn()
+        over.set()
+        for poller in pollers:
+            poller.join()
+        self._check(pollers)
+        figures = {"": seconds / self._pairs}
+        polls = sum(poller.polls for poller in pollers)
+        if polls:
+            figures["a call, waiting for the interpreter included"] = sum(p.seconds for p in pollers) / polls
+            figures["time between two polls"] = seconds / polls
+            figures["oldest"] = max(poller.oldest for poller in pollers)
+        return figures
+
+    def _churn(self) -> float:
+        live, memory = self._live, self._memory
+        watch = Stopwatch()
+        for turn, (index, length, owner) in enumerate(self._plan):
+            memory.decref(live[index])
+            live[index] = memory.allocate(length, owner=owner)
+            if not turn % _TOUCHED:
+                memory.view(live[index])[0] = 1
+        return watch.seconds()
+
+    def _check(self, pollers: list[Poller]) -> None:
+        for poller in pollers:
+            check(not poller.wrong, f"{self.name}: {poller.wrong}")
+        memory = self._memory
+        memory.reclaim()
+        memory.wait_reclaimed()
+        usage = memory.update_usage()
+        total = os.fstat(memory.fileno()).st_blocks * 512
+        check(usage.exact and usage.total == total, f"{self.name}: told {usage.total}, the host spends {total}")
+
+
+def cases(size: str) -> list[Case]:
+    """All of W8."""
+    pairs = _PAIRS[size]
+    return [
+        Polled("nobody polls", 0, 0.0, pairs),
+        Polled("ten threads poll, max_age=0.1", 10, 0.1, pairs),
+        Polled("one thread polls, max_age=0", 1, 0.0, pairs),
+        Polled("ten threads poll, max_age=0", 10, 0.0, pairs),
+    ]
