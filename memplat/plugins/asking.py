@@ -62,7 +62,10 @@ def _is_open(fd: int) -> bool:
 def broken(backend: Backend, hook: str, problem: str) -> PluginError:
     """The error for a hook that breaks the contract."""
     return PluginError(
-        f"plugin {backend.name!r} ({backend.source}), hook {hook!r}: it {problem}", plugin=backend.name, hook=hook
+        f"plugin {backend.name!r} ({backend.source}), hook {hook!r}: it {problem}. "
+        f"Remedy: mend the plugin, or name another backend",
+        plugin=backend.name,
+        hook=hook,
     )
 
 

@@ -20,6 +20,7 @@ from memplat.plugins.checks import check_extension, check_hooks, check_required,
 from memplat.plugins.discovery import BUILT_IN, ENTRY_POINT_GROUP, PluginRecord, Policy, list_plugins
 from memplat.types import CONTRACT_LEVEL, BackendInfo
 
+_OUR_LEVEL: Final = f"contract level {CONTRACT_LEVEL}"
 _DEFAULTS: Final = "memplat.backends.default"
 _OPEN_POLICY: Final = Policy()
 #: Modules that were checked before: a module stays what it is, and is not checked again for each memory.
@@ -133,13 +134,20 @@ def _import(record: PluginRecord) -> object:
     try:
         plugin = point.load()
     except (Exception, SystemExit) as error:  # whatever a stranger's module does when it is imported
-        owner = "" if record.source == BUILT_IN else f"; mend or uninstall {record.distribution}"
+        owner = "" if record.source == BUILT_IN else f"; {_import_remedy(record, error)}"
         raise PluginError(
             f"plugin {record.name!r} ({record.source}) cannot be imported from {record.value!r}: "
             f"{type(error).__name__}: {error}{owner}",
             plugin=record.name,
         ) from error
     return _instance(plugin, record.name)
+
+
+def _import_remedy(record: PluginRecord, error: BaseException) -> str:
+    """What to do about a module that cannot be imported: one that misses a part of memplat is of another version."""
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == hookspecs.PROJECT:
+        return f"install a version of {record.distribution} that suits this memplat ({_OUR_LEVEL}), or another memplat"
+    return f"mend or uninstall {record.distribution}"
 
 
 def _instance(plugin: object, name: str) -> object:
@@ -151,7 +159,7 @@ def _instance(plugin: object, name: str) -> object:
     except Exception as error:
         raise PluginError(
             f"plugin {name!r}: the class {plugin.__qualname__} cannot be instantiated without arguments: "
-            f"{type(error).__name__}: {error}",
+            f"{type(error).__name__}: {error}; give its arguments defaults, or name an instance",
             plugin=name,
         ) from error
 
@@ -173,7 +181,7 @@ def _check_backend(plugin: object, name: str | None, source: str) -> Backend:
         if isinstance(plugin, ModuleType):
             _modules[plugin] = info
     if name is not None and info.name != name:
-        raise _wrong_info(label, f"says name={info.name!r}, but its entry point is named {name!r}; let them agree")
+        raise _wrong_info(label, f"says name={info.name!r}, but its entry point is named {name!r}", "let them agree")
     return Backend(plugin, info, source)
 
 
@@ -184,11 +192,12 @@ def _checked_info(plugin: object, label: str) -> BackendInfo:
     try:
         info = hooks_of(manager).memplat_backend_info()
     except Exception as error:
-        raise _wrong_info(label, f"raised {type(error).__name__}: {error}") from error
+        remedy = f"mend it, or install a version that was built for this memplat ({_OUR_LEVEL})"
+        raise _wrong_info(label, f"raised {type(error).__name__}: {error}", remedy) from error
     if not isinstance(info, BackendInfo):
-        raise _wrong_info(label, f"returned {info!r}, which is no memplat.BackendInfo")
+        raise _wrong_info(label, f"returned {info!r}, which is no memplat.BackendInfo", "return one")
     if info.name in RESERVED_NAMES:
-        raise _wrong_info(label, f"says name={info.name!r}, which is an option of every memory; choose another name")
+        raise _wrong_info(label, f"says name={info.name!r}, which is an option of every memory", "choose another name")
     _check_level(label, info.contract_level)
     _check_options_class(label, info.options)
     return info
@@ -196,11 +205,13 @@ def _checked_info(plugin: object, label: str) -> BackendInfo:
 
 def _check_level(label: str, level: object) -> None:
     if type(level) is not int or level < 1:
-        raise _wrong_info(label, f"says contract_level={level!r}; allowed are 1 to {CONTRACT_LEVEL}")
+        raise _wrong_info(
+            label, f"says contract_level={level!r}; allowed are 1 to {CONTRACT_LEVEL}", "say the one it was built for"
+        )
     if level > CONTRACT_LEVEL:
         raise _wrong_info(
             label,
-            f"was built for contract level {level}, and this memplat implements {CONTRACT_LEVEL}; "
+            f"was built for contract level {level}, and this memplat implements {CONTRACT_LEVEL}",
             "install a newer memplat or an older version of the plugin",
         )
 
@@ -209,18 +220,20 @@ def _check_options_class(label: str, options: object) -> None:
     if options is None:
         return
     if not isinstance(options, type) or not attrs.has(options):
-        raise _wrong_info(label, f"says options={options!r}; it must be a class made with attrs, or None")
+        raise _wrong_info(label, f"says options={options!r}", "it must be a class made with attrs, or None")
     try:
         attrs.resolve_types(options)
     except Exception as error:
         raise _wrong_info(
-            label, f"the annotations of {options.__name__} cannot be resolved ({error}); import their names for real"
+            label,
+            f"names {options.__name__}, whose annotations cannot be resolved ({error})",
+            "import their names for real",
         ) from error
 
 
-def _wrong_info(label: str, problem: str) -> PluginError:
+def _wrong_info(label: str, problem: str, remedy: str) -> PluginError:
     hook = "memplat_backend_info"
-    return PluginError(f"plugin {label!r}, hook {hook!r}: it {problem}", plugin=label, hook=hook)
+    return PluginError(f"plugin {label!r}, hook {hook!r}: it {problem}. Remedy: {remedy}", plugin=label, hook=hook)
 
 
 __all__ = ["Backend", "Extension", "build_manager", "hooks_of", "load", "load_extension", "load_object"]

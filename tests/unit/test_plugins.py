@@ -266,7 +266,7 @@ class Unresolvable:
     [
         (None, "returned None"),
         ({"name": "good"}, "which is no memplat.BackendInfo"),
-        (BackendInfo(name="keep", version="1"), "option of every memory; choose another name"),
+        (BackendInfo(name="keep", version="1"), "option of every memory. Remedy: choose another name"),
         (BackendInfo(name="good", version="1", contract_level=99), "contract level 99, and this memplat implements 1"),
         (BackendInfo(name="good", version="1", contract_level=0), "allowed are 1 to 1"),
         (BackendInfo(name="good", version="1", contract_level=True), "allowed are 1 to 1"),

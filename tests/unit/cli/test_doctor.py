@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
+from memplat.cli.app import app
+from memplat.doctor import diagnose
 from tests.hostparts import hugetlb_pool
 from tests.unit.cli.running import run_memplat
 
@@ -23,22 +28,27 @@ def test_it_shows_the_host_and_what_is_selected() -> None:
     assert "Of memfd (default) memplat.open() takes memfd." in done.stdout
 
 
-def test_json_has_the_same(tmp_path: Path) -> None:
+def test_json_has_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write(tmp_path, "[memory]\nbackend = ['hugetlb', 'memfd']\nmax_size = '1GiB'\n")
     with hugetlb_pool(0):
-        done = run_memplat("doctor", "--config", config, "--json")
-        shown = run_memplat("doctor", "--config", config, env={"COLUMNS": "400"}).stdout
+        diagnosis = diagnose(str(config), None)
+    monkeypatch.setattr("memplat.cli.doctor.diagnose", lambda config, profile: diagnosis)
+    monkeypatch.setenv("COLUMNS", "400")
+    done, shown = (
+        CliRunner().invoke(app, ["doctor", *arguments], catch_exceptions=False) for arguments in (["--json"], [])
+    )
+    assert (done.exit_code, shown.exit_code) == (0, 0)
     document = json.loads(done.stdout)
-    assert (done.returncode, done.stderr) == (0, "")
     found = document["configuration"]
     assert (found["asked"], found["asked_by"], found["taken"]) == (["hugetlb", "memfd"], f"{config}:2", "memfd")
     assert [row["selected"] for row in found["candidates"]] == [False, True]
     assert found["settings"][1] == {"key": "max_size", "value": 1 << 30, "source": f"{config}:3"}
-    assert "no huge page is left" in shown
+    assert "no huge page is left" in shown.stdout
     for each in document["findings"]:
-        assert each["name"] in shown
+        assert each["name"] in shown.stdout
+        assert each["says"] in shown.stdout
     for each in document["mend"]:
-        assert each["how"] in shown
+        assert each["how"] in shown.stdout
 
 
 def test_status_1_if_nothing_can_be_selected(tmp_path: Path) -> None:
