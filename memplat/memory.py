@@ -103,6 +103,15 @@ class Memory(Protocol):
         :raises InvalidLengthError: if *length* is not positive or absurdly large
         """
 
+    def raise_max_size(self, max_size: int) -> None:
+        """Let the file grow to *max_size* bytes: at once, nothing is spent.
+
+        Address space was reserved when the memory was opened: for sixteen times its ``max_size``, but no more than for
+        a memory that names none; where RLIMIT_AS is set, for its ``max_size`` alone.
+
+        :raises InvalidArgumentError: no multiple of the page size, less than before, or more than was reserved
+        """
+
     def allocate(
         self,
         length: int,

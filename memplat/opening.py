@@ -14,12 +14,14 @@ from typing import Any, Final
 
 from memplat import config as configuration
 from memplat import plugins
+from memplat.engine import placement
 from memplat.engine.memoryfile import MemoryFile
+from memplat.engine.prealloc import Progress
 from memplat.errors import BackendUnavailableError, InvalidArgumentError, PluginError
 from memplat.hookspecs import hookimpl
 from memplat.linux import files, filesystems
 from memplat.memory import Memory
-from memplat.types import Availability, BackingFile, Candidate, SelectedBackend
+from memplat.types import Availability, BackingFile, Candidate, EngineOptions, SelectedBackend
 
 _log = logging.getLogger("memplat")
 
@@ -32,6 +34,7 @@ def open(  # noqa: A001 -- the contract's name: memplat.open
     *,
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     profile: str | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Memory:
     """Open a memory on the first backend of a preference list that can be used here.
@@ -40,6 +43,8 @@ def open(  # noqa: A001 -- the contract's name: memplat.open
         (a module, an object, a class). Without it the configuration says, and without one of those it is ``memfd``.
     :param config: a TOML file, or a mapping of the same shape; else ``MEMPLAT_CONFIG`` and the user's own file count
     :param profile: the profile of the configuration
+    :param progress: is called with the bytes that ``prealloc`` has committed by now and with those that it shall, some
+        times a second; an exception from it ends the work, closes the memory and propagates
     :param options: override the configuration. Options of every memory (the fields of :class:`EngineOptions`, and
         ``extensions`` and ``plugins``) and flat options that at least one listed backend has; options of one backend
         can be nested: ``memfd={"name": "x"}``
@@ -48,7 +53,7 @@ def open(  # noqa: A001 -- the contract's name: memplat.open
     :raises BackendUnavailableError: if none of the backends can be used here; says why not, and what would help
     :raises PluginError: if an extension, or the only backend that was asked for, is broken
     """
-    asked = _Selection(backend, config, profile, options, os.environ)
+    asked = _Selection(backend, config, profile, options, os.environ, progress)
     for item in asked.config.backends:
         try:
             memory = asked.attempt(item)
@@ -63,7 +68,7 @@ def open(  # noqa: A001 -- the contract's name: memplat.open
     raise BackendUnavailableError(f"no backend can be used here: {asked.describe()}")
 
 
-def adopt(fd: int, *, backend: object = "memfd", **options: Any) -> Memory:
+def adopt(fd: int, *, backend: object = "memfd", progress: Progress | None = None, **options: Any) -> Memory:
     """Take over an open, empty file: for processes that may no longer create any.
 
     The backend's hooks are used, except those that look for or create a file. No configuration file is read, and no
@@ -78,7 +83,7 @@ def adopt(fd: int, *, backend: object = "memfd", **options: Any) -> Memory:
         raise InvalidArgumentError(f"adopt() takes one backend, the one whose file it is, not {backend!r}")
     page_size = _page_size_of_adoptable(fd)
     policy = {name: value for name, value in os.environ.items() if name == "MEMPLAT_DISABLE_PLUGINS"}
-    asked = _Selection("memfd" if backend is None else backend, {}, None, options, policy)
+    asked = _Selection("memfd" if backend is None else backend, {}, None, options, policy, progress)
     return asked.adopt(fd, page_size)
 
 
@@ -92,7 +97,9 @@ class _Selection:
         profile: str | None,
         options: Mapping[str, Any],
         environ: Mapping[str, str],
+        progress: Progress | None,
     ) -> None:
+        self._progress = progress
         self._given = {id(item): plugins.load_object(item) for item in _plugins_among(backend)}
         names = {record.name for record in plugins.list_plugins()}
         names |= {given.name for given in self._given.values()}
@@ -178,11 +185,11 @@ class _Selection:
         taken = Candidate(backend.name, True, available.reason, available.remedy, backend.source)
         selected = SelectedBackend(backend.info, own_options, (*self._candidates, taken))
         try:
-            options = self.config.engine_for(file.page_size)
+            options = self._engine_options(file.page_size)
         except BaseException:
             hooks.memplat_close_file(file=file)
             raise
-        memory = MemoryFile(file, hooks, selected, options, manager)
+        memory = MemoryFile(file, hooks, selected, options, manager, self._progress)
         try:
             hooks.memplat_memory_opened(memory=memory)
         except BaseException:
@@ -190,6 +197,13 @@ class _Selection:
             raise
         self._candidates.append(taken)
         return memory
+
+    def _engine_options(self, page_size: int) -> EngineOptions:
+        """The engine's options, judged by what the host has."""
+        options = self.config.engine_for(page_size)
+        if options.numa is not None and (why := placement.refuse(options.numa)):
+            raise self.config.settings["numa"].source.error(why)
+        return options
 
     def _load(self, item: object) -> plugins.Backend:
         given = self._given.get(id(item))

@@ -89,6 +89,19 @@ class ReclaimMode(enum.StrEnum):
     MANUAL = "manual"
 
 
+class NumaPolicy(enum.StrEnum):
+    """How the nodes of :class:`Numa` are used; the words of mbind(2)."""
+
+    BIND = "bind"
+    """From these nodes only; where they have no more, the host is out of memory."""
+    PREFERRED = "preferred"
+    """From these nodes while they have some, then from others."""
+    INTERLEAVE = "interleave"
+    """Page by page from each of these nodes in turn."""
+    LOCAL = "local"
+    """From the node of the processor that touches the page first; names no nodes."""
+
+
 class Capability(enum.StrEnum):
     """What a backend declares that it can do, beyond what every backend has to do."""
 
@@ -235,12 +248,42 @@ class SelectedBackend:
         return self.info.name
 
 
+#: The greatest number of a node: what the kernel can be built for, less one.
+_MAX_NODE: Final = 1023
+
+
+def _nodes(nodes: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(set(nodes)))
+
+
+@attrs.frozen
+class Numa:
+    """From which nodes of the host pages are allocated.
+
+    Effective for files in shared memory and of huge pages, and then for every process that shares the file. The kernel
+    ignores it for files on disks: that is said in :attr:`SelectedBackend.notes`.
+    """
+
+    policy: NumaPolicy = attrs.field(converter=NumaPolicy)
+    """bind, preferred, interleave or local."""
+    nodes: tuple[int, ...] = attrs.field(default=(), converter=_nodes)
+    """The numbers of the nodes; ``()``: all that have memory. None for ``local``."""
+
+    @nodes.validator
+    def _check_nodes(self, _: object, nodes: tuple[int, ...]) -> None:
+        if self.policy is NumaPolicy.LOCAL and nodes:
+            raise ValueError(f"local names no nodes, not {nodes}: it is the node of whoever touches the page first")
+        if wrong := [node for node in nodes if type(node) is not int or not 0 <= node <= _MAX_NODE]:
+            raise ValueError(f"{wrong[0]} is no node: allowed are 0 to {_MAX_NODE}")
+
+
 @attrs.frozen
 class EngineOptions:
     """The options that every backend has, because the engine implements them. Sizes in bytes, times in seconds."""
 
     max_size: int | None = None
-    """The most that the file may grow to; ``None``: four times RAM and swap, at least 64 GiB."""
+    """The most that the file may grow to; ``None``: four times RAM and swap, at least 64 GiB. To be raised later with
+    :meth:`Memory.raise_max_size`."""
     default_mode: AllocationMode | None = None
     """The mode of allocations that name none; ``None``: the backend's own."""
     reclaim: ReclaimMode = ReclaimMode.BACKGROUND
@@ -251,6 +294,12 @@ class EngineOptions:
     """Keep up to so many freed bytes committed and zeroed, for the next allocations."""
     prealloc: int = 0
     """Commit so many bytes when the memory is opened."""
+    prealloc_threads: int = 1
+    """How many threads do that."""
+    numa: Numa | None = None
+    """From which nodes of the host pages are allocated."""
+    lock: bool = False
+    """Keep pages in RAM from the first touch on, never in swap. What is mapped counts against RLIMIT_MEMLOCK."""
     core_dump: bool = False
     """Whether the memory is part of this process's core dumps."""
 
@@ -329,6 +378,8 @@ __all__ = [
     "EngineOptions",
     "Extents",
     "MemoryKind",
+    "Numa",
+    "NumaPolicy",
     "PageInfo",
     "PageState",
     "ReclaimMode",

@@ -16,6 +16,7 @@ FEATURES: Final = frozenset(
         "hugetlb",
         "kvm",
         "loop",
+        "numa",
         "numpy",
         "pagemap_scan",
         "pyarrow",

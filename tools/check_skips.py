@@ -223,6 +223,11 @@ def has_pagemap_scan() -> bool:
         return True
 
 
+def has_numa() -> bool:
+    """The kernel knows the nodes that memory comes from."""
+    return os.path.exists("/sys/devices/system/node/has_memory")
+
+
 def has_numpy() -> bool:
     """This interpreter can import numpy."""
     return importlib.util.find_spec("numpy") is not None

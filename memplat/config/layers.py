@@ -17,7 +17,7 @@ from memplat.types import EngineOptions
 
 _DEFAULT_BACKENDS: Final = ("memfd",)
 #: Names that a backend cannot have, because they mean something else where its options are written.
-RESERVED_NAMES: Final = frozenset({*ENGINE, *LISTS, "config", "profile"})
+RESERVED_NAMES: Final = frozenset({*ENGINE, *LISTS, "config", "profile", "progress"})
 _OFF: Final = frozenset({"", "0", "false", "no", "off"})
 _ON: Final = frozenset({"1", "true", "yes", "on"})
 
@@ -191,6 +191,8 @@ def _check_engine_value(key: str, value: Any, source: Source) -> None:
         raise source.error(f"{value} is no multiple of the page size, {mmap.PAGESIZE}: the next one is {up}")
     if key == "reclaim_delay" and not 0 <= value <= structure.LONGEST_DELAY:
         raise source.error(f"{value} is no possible delay: allowed are 0 to {structure.LONGEST_DELAY} seconds")
+    if key == "prealloc_threads" and not 1 <= value <= structure.MOST_THREADS:
+        raise source.error(f"{value} is no possible number of threads: allowed are 1 to {structure.MOST_THREADS}")
 
 
 def _plugin_list(setting: Setting, *, names_only: bool = False) -> tuple[BackendItem, ...]:

@@ -44,6 +44,7 @@ _LIST_WORDS: Final[Mapping[str, str]] = {
 #: What the types of the engine's options do not say.
 _ENGINE_LIMITS: Final[Mapping[str, Schema]] = {
     "max_size": {"not": {"const": 0}},
+    "prealloc_threads": {"minimum": 1, "maximum": structure.MOST_THREADS},
     "reclaim_delay": {"minimum": 0, "maximum": structure.LONGEST_DELAY},
 }
 

@@ -29,6 +29,8 @@ from memplat.types import EngineOptions
 #: Sizes and offsets must fit into the kernel's signed 64-bit ``off_t``.
 SIZE_LIMIT: Final = 1 << 63
 
+#: More threads populate memory no quicker.
+MOST_THREADS: Final = 256
 #: The longest time that a thread can be made to wait, in seconds.
 LONGEST_DELAY: Final = threading.TIMEOUT_MAX
 
@@ -321,6 +323,7 @@ def _literal(value: Any, kind: Any) -> Any:
 
 __all__ = [
     "LONGEST_DELAY",
+    "MOST_THREADS",
     "SIZE_LIMIT",
     "UnfitError",
     "build",

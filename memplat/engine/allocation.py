@@ -13,8 +13,8 @@ from memplat.engine.reclaim import Reclaimer
 from memplat.engine.state import EngineState
 from memplat.errors import InvalidArgumentError, OutOfMemory
 from memplat.memory import Fill
-from memplat.ranges import GIB, MIB, FileRange, align_down, align_up, format_size
-from memplat.types import AllocationMode, AllocationRequest, Direction, MemoryKind
+from memplat.ranges import GIB, MIB, FileRange, align_up, format_size
+from memplat.types import AllocationMode, AllocationRequest, Direction
 
 FIRST_GROWTH: Final = 16 * MIB
 MAX_GROWTH: Final = 1 * GIB
@@ -89,7 +89,7 @@ class Allocator:
             # Rounds go on for as long as each leaves less in use than any before: other threads that allocate what we
             # free, or a hook that takes back what it gave, must not keep this from coming to an end.
             if lowest is not None and busy >= lowest:
-                raise self._out_of_memory(request, cause) from (cause if isinstance(cause, OSError) else None)
+                raise self.out_of_memory(request, cause) from (cause if isinstance(cause, OSError) else None)
             lowest = busy
             if not self._reclaimer.make_room():
                 self._ask(request)
@@ -141,7 +141,8 @@ class Allocator:
         self._reclaimer.make_room()
         return True
 
-    def _out_of_memory(self, request: AllocationRequest, cause: OSError | str) -> OutOfMemory:
+    def out_of_memory(self, request: AllocationRequest, cause: OSError | str) -> OutOfMemory:
+        """The error of an allocation that could not be met, with the figures."""
         state = self._state
         with state.lock:
             table = state.table
@@ -192,7 +193,8 @@ class Allocator:
     def _target(self, size: int, needed: int) -> int:
         """How far to grow: 16 MiB first, doubling, at most 1 GiB at a time, and as far as is needed."""
         target = max(needed, FIRST_GROWTH, size + min(size, MAX_GROWTH))
-        return min(align_up(target, self._state.table.huge_unit), self._state.max_size)
+        target = min(align_up(target, self._state.table.huge_unit), self._state.max_size)
+        return self._state.mapping.placement.reach(size, needed, target)
 
     def _grow_to(self, target: int, needed: int, *, huge: bool) -> None:
         state, file = self._state, self._state.file
@@ -227,7 +229,7 @@ class Allocator:
                 return
             except OSError as error:
                 if not (self._reclaimer.make_room() or self._ask(request)):
-                    raise self._out_of_memory(request, error) from error
+                    raise self.out_of_memory(request, error) from error
 
     def _keep_promise(self, mode: AllocationMode, taken: FileRange, unknown: bool) -> None:
         """Make the pages zero, and as reserved or committed as *mode* says.
@@ -266,27 +268,6 @@ class Allocator:
 
 def _what(request: AllocationRequest) -> str:
     return f"cannot allocate {request.length} bytes ({request.kind}, owner {request.owner}, {request.mode})"
-
-
-def preallocate(allocator: Allocator, state: EngineState, nbytes: int) -> None:
-    """Commit free pages before anybody asks for them, and flag them as kept."""
-    length = align_down(nbytes, state.file.page_size)
-    if not length:
-        return
-    request = AllocationRequest(
-        length=length,
-        kind=MemoryKind.SYSTEM,
-        owner=0,
-        mode=AllocationMode.COMMITTED,
-        direction=Direction.UP,
-        huge=False,
-    )
-    taken = allocator.allocate(request, None)
-    with state.lock:
-        state.table.decref(*taken)
-        releasing = state.table.take_waste(length)
-        state.table.release(releasing)
-        state.table.flag(*taken, pages.KEPT)
 
 
 def _source(fill: Fill | None, length: int) -> memoryview | IO[bytes] | None:

@@ -14,7 +14,7 @@ from memplat.errors import (
     InvalidRangeError,
     MisalignedRangeError,
 )
-from memplat.ranges import FileRange, align_up
+from memplat.ranges import FileRange, align_up, format_size
 from memplat.types import MAX_OWNER, Access, AllocationMode, Direction, MemoryKind
 
 T = TypeVar("T")
@@ -55,6 +55,25 @@ def _allowed(choices: Mapping[str, object], value: object) -> str:
     near = difflib.get_close_matches(value, choices, 1) if isinstance(value, str) else []
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return f"allowed are {', '.join(repr(name) for name in map(str, choices))}{hint}"
+
+
+def check_raise(max_size: object, now: int, most: int, page_size: int) -> None:
+    """Judge a new ``max_size``.
+
+    :raises InvalidArgumentError: no multiple of the page, less than *now*, more than *most*
+    """
+    why = ""
+    if type(max_size) is not int or max_size % page_size:
+        why = f"allowed are integers, multiples of {page_size}"
+    elif max_size < now:
+        why = f"it is {now} ({format_size(now)}), and can only be raised"
+    elif max_size > most:
+        why = (
+            f"it can be raised to at most {most} ({format_size(most)}), for which address space was reserved when the "
+            "memory was opened; open it with a larger max_size"
+        )
+    if why:
+        raise InvalidArgumentError(f"max_size {max_size!r} is not possible: {why}")
 
 
 def is_int(value: object) -> bool:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from memplat.engine.placement import Placement
 from memplat.errors import HostError
 from memplat.linux import exporter, system
 from memplat.linux import memory as host
@@ -24,6 +25,8 @@ from memplat.ranges import GIB, HUGE_PAGE_SIZE, align_down, align_up, format_siz
 log = logging.getLogger("memplat")
 
 _LEAST_DEFAULT: Final = 64 * GIB
+#: How many times larger than the ``max_size`` that was asked for it may become.
+_RAISES: Final = 16
 #: Below this a reservation is of no use to anybody: give up and say so.
 _LEAST_RESERVATION: Final = 1 << 20
 
@@ -33,31 +36,53 @@ class Mapping:
 
     :ivar base: the host address of offset 0
     :ivar length: the bytes that are reserved
+    :ivar limit: what ``max_size`` came to; :attr:`length` is more where it may be raised later
+    :ivar placement: where the pages are to lie
     :ivar leases: the live views
     :ivar notes: what turned out otherwise than asked
     """
 
-    __slots__ = ("__weakref__", "_numbers", "_unmapped", "base", "closed", "leases", "length", "notes")
+    __slots__ = (
+        "__weakref__",
+        "_numbers",
+        "_unmapped",
+        "base",
+        "closed",
+        "leases",
+        "length",
+        "limit",
+        "notes",
+        "placement",
+    )
 
-    def __init__(self, max_size: int | None, page_size: int) -> None:
+    def __init__(self, max_size: int | None, page_size: int, placement: Placement) -> None:
         self.leases: set[int] = set()
         self._numbers = itertools.count()
         self.closed = False
-        self.notes: tuple[str, ...] = ()
+        self.placement = placement
+        self.notes = placement.notes
         self._unmapped = threading.Lock()  # taken once, without waiting, by whoever unmaps
         # Offsets and addresses must be congruent modulo the huge page, or the kernel cannot use any.
-        self.length, self.base = self._reserve(max_size, page_size, max(HUGE_PAGE_SIZE, page_size))
+        self.limit, self.length, self.base = self._reserve(max_size, page_size, max(HUGE_PAGE_SIZE, page_size))
 
-    def _reserve(self, max_size: int | None, page_size: int, alignment: int) -> tuple[int, int]:
+    def _reserve(self, max_size: int | None, page_size: int, alignment: int) -> tuple[int, int, int]:
+        """What the file may grow to, what is reserved for it, and where."""
         ram = system.host_memory()
-        asked = max_size or max(_LEAST_DEFAULT, 4 * (ram.ram + ram.swap))
-        length = asked = max(page_size, align_down(asked, page_size))
+        usual = max(_LEAST_DEFAULT, 4 * (ram.ram + ram.swap))
+        length = asked = max(page_size, align_down(max_size or usual, page_size))
+        if max_size is not None and system.address_space_limit() is None:
+            # A mapping cannot be moved, and what is beside it belongs to somebody else: there has to be room from the
+            # start for a limit that is raised. Not more, because a process has 128 TiB for all its memories.
+            length = max(asked, align_down(min(usual, _RAISES * asked), page_size))
         address = None
         while address is None:
             try:
                 address = host.reserve_address_space(length, alignment)
             except OSError as error:
                 smaller = align_down(length // 2, page_size)
+                if length > asked:
+                    length = asked
+                    continue
                 if max_size is not None or smaller < max(_LEAST_RESERVATION, page_size):
                     raise HostError(
                         error.errno,
@@ -65,15 +90,16 @@ class Mapping:
                         "raise RLIMIT_AS (ulimit -v) or set a smaller max_size",
                     ) from error
                 length = smaller
-        if length != asked:
+        if length < asked:
             note = f"max_size is {format_size(length)} instead of {format_size(asked)}: RLIMIT_AS allows no more"
-            self.notes = (note,)
+            self.notes = (*self.notes, note)
             log.warning("%s", note)
-        return length, address
+        return min(asked, length), length, address
 
     def map_part(self, fd: int, start: int, end: int) -> None:
         """Map ``[start, end)`` of the file to its place."""
         host.map_shared(self.base + start, end - start, fd, start)
+        self.placement.place(self.base + start, end - start)
 
     def view(self, start: int, end: int, *, writable: bool, release: Callable[[], None] | None = None) -> memoryview:
         """A view of ``[start, end)``, which must be mapped. *release* is called when the last view derived from it has

@@ -16,7 +16,7 @@ import attrs
 
 from memplat.engine import pages as states
 from memplat.engine import registry
-from memplat.engine.allocation import Allocator, preallocate
+from memplat.engine.allocation import Allocator
 from memplat.engine.arguments import (
     ACCESSES,
     DIRECTIONS,
@@ -24,6 +24,7 @@ from memplat.engine.arguments import (
     MAX_OFFSET,
     MEMBERS,
     MODES,
+    check_raise,
     check_timeout,
     choose,
     is_int,
@@ -37,6 +38,8 @@ from memplat.engine.hostio import HostIO
 from memplat.engine.limits import check_transfer_locked
 from memplat.engine.mapping import Mapping
 from memplat.engine.measuring import Measuring
+from memplat.engine.placement import Placement
+from memplat.engine.prealloc import Progress, preallocate
 from memplat.engine.reclaim import Reclaimer
 from memplat.engine.render import dump
 from memplat.engine.sharing import Shares
@@ -75,11 +78,12 @@ class MemoryFile(Measuring):
         backend: SelectedBackend,
         options: EngineOptions,
         manager_owner: object | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._owner = manager_owner  # keeps the plugins alive
         self._default_mode = options.default_mode or backend.info.default_mode
         try:
-            mapping = Mapping(options.max_size, file.page_size)
+            mapping = Mapping(options.max_size, file.page_size, Placement(file, options))
         except BaseException:
             hooks.memplat_close_file(file=file)
             raise
@@ -98,7 +102,7 @@ class MemoryFile(Measuring):
         try:
             # IMA measures a file when it is first mapped executable: let that be now, not at a terabyte of holes.
             self._io.settle_ima()
-            preallocate(self._allocator, state, options.prealloc)
+            preallocate(self._allocator, state, progress)
         except BaseException:
             self.close()
             raise
@@ -113,6 +117,13 @@ class MemoryFile(Measuring):
         if not is_int(length) or not 0 < length <= MAX_OFFSET - self.page_size:
             refuse_length(length, self.page_size)
         return align_up(length, self.page_size)
+
+    def raise_max_size(self, max_size: int) -> None:
+        """See :meth:`Memory.raise_max_size`."""
+        state = self._state
+        with state.locked():
+            check_raise(max_size, state.max_size, self._mapping.length, self.page_size)
+            state.max_size = max_size
 
     def allocate(
         self,

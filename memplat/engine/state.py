@@ -100,7 +100,7 @@ class EngineState:
         self.backend = backend
         self.options = options
         self.mapping = mapping
-        self.max_size = mapping.length
+        self.max_size = mapping.limit
         self.table = PageTable(file.page_size)
         self._make_locks()
         self.refuse: Callable[[], MemplatError] | None = None

@@ -39,6 +39,7 @@ MADV_POPULATE_READ: Final = 22
 MADV_POPULATE_WRITE: Final = 23
 MADV_COLLAPSE: Final = 25
 
+_MLOCK_ONFAULT: Final = 1
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 #: A populating call that a signal interrupts begins again: at 32 MiB (20 ms) no timer can keep it from getting on.
 _POPULATE_STEP: Final = 32 * MIB
@@ -53,6 +54,7 @@ _munmap = _libc.function(_libc.RELEASED, "munmap", ctypes.c_int, (_pointer, _siz
 _mprotect = _libc.function(_libc.RELEASED, "mprotect", ctypes.c_int, (_pointer, _size, ctypes.c_int))
 _madvise = _libc.function(_libc.RELEASED, "madvise", ctypes.c_int, (_pointer, _size, ctypes.c_int))
 _mlock = _libc.function(_libc.RELEASED, "mlock", ctypes.c_int, (_pointer, _size))
+_mlock2 = _libc.function(_libc.RELEASED, "mlock2", ctypes.c_int, (_pointer, _size, ctypes.c_uint))
 _memset = _libc.function(_libc.RELEASED, "memset", _pointer, (_pointer, ctypes.c_int, _size))
 _from_memory = ctypes.PYFUNCTYPE(ctypes.py_object, _pointer, ctypes.c_ssize_t, ctypes.c_int)(
     ("PyMemoryView_FromMemory", ctypes.pythonapi)
@@ -190,6 +192,17 @@ def lock(address: int, length: int) -> None:
     """
     if _mlock(address, length):
         raise _libc.error("mlock")
+
+
+def lock_on_fault(address: int, length: int) -> None:
+    """Keep pages in RAM from when they are touched. mlock2(2), MLOCK_ONFAULT: "Lock pages that are currently resident
+    and mark the entire range so that the remaining nonresident pages are locked when they are populated by a page
+    fault". Commits nothing. The whole range counts against RLIMIT_MEMLOCK. A locked mapping refuses MADV_REMOVE.
+
+    :raises OSError: ENOMEM or EPERM, by RLIMIT_MEMLOCK
+    """
+    if _mlock2(address, length, _MLOCK_ONFAULT):
+        raise _libc.error("mlock2")
 
 
 def zero(address: int, length: int) -> None:
