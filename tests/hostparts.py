@@ -238,6 +238,27 @@ def swap_file(size: int) -> Iterator[Path]:
             run("swapoff", str(path))
 
 
+@contextlib.contextmanager
+def memory_cgroup() -> Iterator[Path]:
+    """A memory cgroup of its own, v1 or v2, without limits; yields its directory. Whoever is in it has to have ended at
+    the end. cgroups(7).
+    """
+    need_root("making a cgroup")
+    for parent in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")):
+        directory = parent / f"memplat-test-{os.getpid()}"
+        try:
+            directory.mkdir()
+        except OSError:
+            continue
+        try:
+            if (directory / "memory.stat").exists():
+                yield directory
+                return
+        finally:
+            directory.rmdir()
+    needs("cgroup", "no memory cgroup can be made")
+
+
 def in_another_process(code: str, *arguments: object, fds: Sequence[int] = ()) -> str:
     """Run Python *code* in a new interpreter that knows nothing of memplat; ``sys.argv[1:]`` are *arguments*, *fds* are
     inherited. Returns what it printed.

@@ -12,6 +12,7 @@ FEATURES: Final = frozenset(
     {
         "btrfs",
         "cachestat",
+        "cgroup",
         "ext4",
         "hugetlb",
         "kvm",

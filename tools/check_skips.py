@@ -97,6 +97,19 @@ def has_swap() -> bool:
         return True
 
 
+def has_cgroup() -> bool:
+    """A memory cgroup can be made, v1 or v2."""
+    for parent in ("/sys/fs/cgroup/memory", "/sys/fs/cgroup"):
+        directory = os.path.join(parent, f"check_skips-{os.getpid()}")
+        with contextlib.suppress(OSError):
+            os.mkdir(directory)
+            found = os.path.exists(os.path.join(directory, "memory.stat"))
+            os.rmdir(directory)
+            if found:
+                return True
+    return False
+
+
 def has_loop() -> bool:
     """A file can be attached to a loop device."""
     with _sparse_file(MIB) as path:
