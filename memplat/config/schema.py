@@ -12,6 +12,7 @@ import enum
 import inspect
 import itertools
 import json
+import re
 import textwrap
 import types
 import typing
@@ -33,6 +34,7 @@ SCHEMA_FILE: Final = Path(__file__).with_name("memplat.schema.json")
 
 #: What a plugin can be called.
 _NAME: Final = "^[a-z][a-z0-9_-]*$"
+_ROLE: Final = re.compile(r":\w+:`~?([^`]*)`")
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _NOTHING: Final[Schema] = {"not": {}}
 _SCALARS: Final[Mapping[Any, str]] = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -135,6 +137,8 @@ def _own_words(field: attrs.Attribute[Any]) -> Schema:
 def _default(field: attrs.Attribute[Any]) -> Schema:
     """The default, where JSON has it."""
     value: Any = field.default
+    if value is attrs.NOTHING:
+        return {}
     if isinstance(value, attrs.Factory):  # type: ignore[arg-type]
         if value.takes_self:
             return {}
@@ -209,6 +213,12 @@ def _of_class(kind: Any) -> Schema:
     return _NOTHING
 
 
+def _plain(words: str) -> str:
+    """A docstring without its markup, in the words of those who write TOML."""
+    words = _ROLE.sub(r"\1", words).replace("``", "").replace("; None: ", "; without it: ")
+    return " ".join(words.split())
+
+
 def _field_docs(cls: type[Any]) -> Mapping[str, str]:
     """The texts below the fields of a class, from its source; none where that is not to be had."""
     try:
@@ -221,8 +231,7 @@ def _field_docs(cls: type[Any]) -> Mapping[str, str]:
         if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
             continue
         if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            words = str(text.value.value).replace("``", "").replace("; None: ", "; without it: ")
-            found[field.target.id] = " ".join(words.split())
+            found[field.target.id] = _plain(str(text.value.value))
     return found
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -10,8 +14,9 @@ from click.testing import CliRunner
 
 from memplat.cli.app import app
 from memplat.doctor import diagnose
-from tests.hostparts import hugetlb_pool
-from tests.unit.cli.running import run_memplat
+from tests.hostparts import MIB, hugetlb_pool, memory_cgroup
+from tests.needs import need_root
+from tests.unit.cli.running import environment, run_memplat
 
 
 def write(directory: Path, text: str) -> Path:
@@ -74,3 +79,55 @@ def test_a_command_is_never_broken_over_lines(tmp_path: Path) -> None:
     config = write(tmp_path, f"[memory]\nbackend = 'tmpfile'\ntmpfile.directory = '{place}'\n")
     done = run_memplat("doctor", "--config", config, env={"COLUMNS": "80"})
     assert f"    mkdir -p {place}" in done.stdout.splitlines()
+
+
+def test_it_tells_of_the_memory_cgroup_that_it_runs_in(tmp_path: Path) -> None:
+    config = write(tmp_path, "[memory]\nmax_size = '1GiB'\n")
+    with memory_cgroup() as group:
+        (limit,) = [group / name for name in ("memory.max", "memory.limit_in_bytes") if (group / name).exists()]
+        limit.write_text(str(256 * MIB))
+        inside = f"echo $$ > {group}/cgroup.procs && exec {sys.executable} -m memplat doctor --json --config {config}"
+        done = subprocess.run(["sh", "-c", inside], env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    (found,) = [each for each in document["findings"] if each["name"] == "memory cgroup"]
+    assert (found["state"], found["data"]["limit"]) == ("limited", 256 * MIB)
+    assert found["says"].startswith(f"{group}: 256 MiB, ")
+    assert f"> {limit} " in found["remedy"]
+    says = [each["says"] for each in document["findings"] if each["name"] == "max_size"]
+    assert "1 GiB is more than the memory cgroup's limit, 256 MiB" in says
+
+
+def test_without_privileges_it_says_what_is_refused_and_what_mends_it() -> None:
+    """The libraries are loaded before the rights are given up: nobody may not be able to read them."""
+    if os.geteuid():
+        need_root("becoming nobody")
+    code = """
+        import ctypes, json, os, sys
+        from memplat.doctor import diagnose
+        diagnose(None, None)
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE, which setuid(2) took away, and with it /proc/self
+        print(json.dumps(diagnose(None, None).as_dict()))
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        env=environment(),
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert document["configuration"]["taken"] == "memfd"
+    found = {each["name"]: each for each in document["findings"]}
+    assert found["/dev/shm"]["data"]["usable"]
+    if Path("/dev/kvm").exists() and Path("/dev/kvm").stat().st_mode & 0o006 != 0o006:
+        assert found["/dev/kvm"]["says"] == "cannot be used: Permission denied"
+        assert found["/dev/kvm"]["remedy"].startswith("usermod -aG kvm")
+    if found["locked memory"]["data"]["limit"] is not None:
+        assert found["locked memory"]["remedy"] == "ulimit -l unlimited"
+    assert found["userfaultfd"]["state"] == "good", "what memplat uses of it needs no privilege"

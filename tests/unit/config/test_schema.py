@@ -262,12 +262,22 @@ def test_a_new_option_appears_by_itself_with_its_text_default_and_own_words() ->
         """It grows."""
 
         depth: int = attrs.field(default=3, metadata={"schema": {"maximum": 9}})
-        """How ``deep``; None: not at all."""
+        """How ``deep``, see :meth:`Memory.dump`; None: not at all."""
 
     option = configuration.document_schema({"mine": Growing})["$defs"]["memory"]["properties"]["mine"]["properties"][
         "depth"
     ]
-    assert option == {"description": "How deep; without it: not at all.", "default": 3, "type": "integer", "maximum": 9}
+    assert option == {
+        "description": "How deep, see Memory.dump; without it: not at all.",
+        "default": 3,
+        "type": "integer",
+        "maximum": 9,
+    }
+
+
+def test_what_is_required_has_no_default() -> None:
+    assert of_type(Node)["properties"]["number"] == {"description": "Which one.", "type": "integer"}
+    assert of_type(Node)["required"] == ["number"]
 
 
 def test_what_only_python_can_pass_has_no_schema() -> None:
