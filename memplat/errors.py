@@ -69,6 +69,12 @@ class ReentrantCallError(MemplatError, RuntimeError):
     """
 
 
+class InterruptedMemoryError(MemplatError, RuntimeError):
+    """An exception from outside (KeyboardInterrupt, one that a signal handler raised) has cut a change of the memory's
+    pages off halfway. Nobody knows any more which pages are free: every call but ``close`` is refused, views go on.
+    """
+
+
 class OutOfMemory(MemplatError, MemoryError):  # noqa: N818 -- the contract's name, after MemoryError
     """The request cannot be met: by ``max_size``, by an owner's limit, or by the host.
 
@@ -200,6 +206,7 @@ __all__ = [
     "HandleExpiredError",
     "HandleUsedError",
     "HostError",
+    "InterruptedMemoryError",
     "InvalidArgumentError",
     "InvalidKindError",
     "InvalidLengthError",

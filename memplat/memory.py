@@ -3,7 +3,8 @@
 The docstrings here are the contract. They hold for every backend; where a sentence names an error, the call that
 raised it changed nothing unless the sentence says otherwise. On every method: :class:`ClosedError` after ``close``,
 :class:`ForkedError` in a forked child (``view(pin=False)`` and ``close`` excepted), :class:`ReentrantCallError` in a
-finalizer, callback or signal handler that interrupted a call of its own thread on the same memory (but for ``decref``).
+finalizer, callback or signal handler that interrupted a call of its own thread on the same memory (but for ``decref``),
+:class:`InterruptedMemoryError` once an exception from outside has cut a change off halfway (but for ``close``).
 """
 
 from __future__ import annotations

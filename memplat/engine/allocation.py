@@ -19,6 +19,8 @@ from memplat.types import AllocationMode, AllocationRequest, Direction
 FIRST_GROWTH: Final = 16 * MIB
 MAX_GROWTH: Final = 1 * GIB
 _FILL_STEP: Final = 1 * MIB
+#: Waste up to this length is made present and zeroed without asking what of it is committed.
+MAX_BLIND: Final = 2 * MIB
 
 _RECYCLING: Final = (AllocationMode.WILL_COMMIT, AllocationMode.COMMITTED)
 
@@ -48,6 +50,29 @@ class Allocator:
             with state.lock:
                 state.table.decref(*taken)
                 state.wake()
+            raise
+        finally:
+            state.leave()
+        return taken
+
+    def recycle(self, length: int, kind: str, owner: int, *, down: bool) -> FileRange | None:
+        """Waste that the caller is about to write, zeroed; ``None`` if there is none or the host is short of memory."""
+        state = self._state
+        with state.lock:
+            state.check_locked()
+            taken = state.table.allocate(length, kind, owner, down=down, source=pages.WASTE)
+            if taken is None:
+                return None
+            state.counters["recycled_bytes"] += length
+            state.enter_locked()
+        try:
+            state.mapping.zero(*taken)
+        except BaseException as error:
+            with state.lock:
+                state.table.decref(*taken)
+                state.wake()
+            if isinstance(error, OSError):
+                return None  # the long way reclaims, and tries again
             raise
         finally:
             state.leave()
@@ -242,7 +267,9 @@ class Allocator:
                 raise state.broken("memplat_reserve", "did not say True: no implementation has reserved the pages")
             with state.lock:
                 state.table.flag(*taken, pages.RESERVED)
-        if unknown:
+        if unknown and mode in _RECYCLING and taken.length <= MAX_BLIND:
+            state.mapping.zero(*taken)
+        elif unknown:
             state.zero_by_hand([taken])
         if mode is AllocationMode.COMMITTED:
             state.mapping.populate(*taken)

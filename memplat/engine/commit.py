@@ -27,7 +27,8 @@ import attrs
 from memplat.engine.accounting import SYSTEM, Attribution, attribute
 from memplat.engine.figures import Figures, renewed
 from memplat.engine.owners import Owners
-from memplat.engine.state import EngineState, host_error, reentrant
+from memplat.engine.refusals import reentrant
+from memplat.engine.state import EngineState, host_error
 from memplat.linux import extents as flat
 from memplat.ranges import FileRange, align_up
 from memplat.types import Storage, Usage
@@ -62,7 +63,8 @@ class Scanner:
 
     def __init__(self, state: EngineState) -> None:
         self._state = state
-        self._turn = threading.Condition()
+        self._lock = threading.Lock()
+        self._turn = threading.Condition(self._lock)
         self._runner = 0  # the thread that scans, 0 if none does
         self._started = 0
         self._finished = 0
@@ -135,47 +137,40 @@ class Scanner:
 
     def _in_turn(self, owner: int | None) -> Usage:
         """A scan that starts from now on: one that somebody else runs, or one's own."""
-        with self._turn:
-            mine = self._started + 1
-            while self._runner and self._finished < mine:
-                self._turn.wait()
-            shared = self.last if self._finished >= mine else None
+        me = threading.get_ident()
+        try:
+            with self._lock:  # not the Condition: an exception from outside may strike within its __enter__
+                mine = self._started + 1
+                while self._runner and self._finished < mine:
+                    self._turn.wait(1.0)  # bounded: such an exception may also keep the runner from notifying
+                shared = self.last if self._finished >= mine else None
+                if shared is None:
+                    self._runner = me
             if shared is None:
-                self._runner = threading.get_ident()
-        if shared is None:
-            alone = None if owner is None else self._owners.worth_alone(owner, self._whole_ns)
-            if owner is not None and alone is not None:
-                return self._run_alone(owner, alone)
-            shared = self._run()
+                alone = None if owner is None else self._owners.worth_alone(owner, self._whole_ns)
+                if owner is not None and alone is not None:
+                    return self._run_alone(owner, alone)
+                shared = self._run()
+        finally:
+            if self._runner == me:
+                self._runner = 0  # first: a call may be interrupted
+                with self._lock:
+                    self._turn.notify_all()
         return shared if owner is None else self._part(shared, owner)
 
     def _run(self) -> Usage:
         """Scan the whole file, also for those who wait."""
-        with self._turn:
-            self._started += 1
-            number = self._started
-        finished = self._finished
-        try:
-            self.last = usage = self._scan()
-            finished = number
-            return usage
-        finally:
-            self._end_turn(finished)
+        with self._lock:
+            self._started = number = self._started + 1
+        self.last = usage = self._scan()
+        self._finished = number
+        return usage
 
     def _run_alone(self, owner: int, ranges: list[FileRange]) -> Usage:
         """Scan what *owner* uses; those who wait for all of it go on waiting for their turn."""
-        try:
-            with self._state.lock:
-                last = self._last_locked()
-            return self._owners.scan(last, owner, ranges)
-        finally:
-            self._end_turn(self._finished)
-
-    def _end_turn(self, finished: int) -> None:
-        with self._turn:
-            self._runner = 0
-            self._finished = finished
-            self._turn.notify_all()
+        with self._state.lock:
+            last = self._last_locked()
+        return self._owners.scan(last, owner, ranges)
 
     # -- scanning -----------------------------------------------------------------------------------------------------
 
@@ -183,9 +178,13 @@ class Scanner:
         """The last figures, if neither we nor the host have anything new: two numbers are compared, and that is all."""
         state = self._state
         last = self.last
-        if last is None or not self._is_as_seen() or not state.hold_gate():
+        if last is None or not self._is_as_seen() or state.is_decommitting():
             return None
+        held = False
         try:
+            held = state.gate.acquire(blocking=False)
+            if not held:
+                return None
             started = time.monotonic_ns()
             storage = state.storage()
             if storage.total - storage.overhead != self._known_total:
@@ -204,7 +203,8 @@ class Scanner:
                 )
                 return self.last
         finally:
-            state.gate.release()
+            if held or state.is_decommitting():  # an exception may come between acquire and what it says
+                state.gate.release()
 
     def _is_as_seen(self) -> bool:
         """Whether the last scan found out everything, no other is on, and nothing has happened to the pages since."""
@@ -264,9 +264,13 @@ class Scanner:
     def _compare(self) -> tuple[Storage, bool]:
         """What the host spends now, and whether that is what is known, pages included."""
         state = self._state
-        if self._known is None or state.peers or not state.hold_gate():
+        if self._known is None or state.peers or state.is_decommitting():
             return state.storage(), False
+        held = False
         try:
+            held = state.gate.acquire(blocking=False)
+            if not held:
+                return state.storage(), False
             with state.lock:
                 log, state.decommitted = state.decommitted, []
             self._known = self._less(log)
@@ -275,7 +279,8 @@ class Scanner:
             # Somebody may have got the descriptor meanwhile, and punched before the host was asked.
             return storage, self._known is not None and self._known_total == told and not state.peers
         finally:
-            state.gate.release()
+            if held or state.is_decommitting():
+                state.gate.release()
 
     def _less(self, decommitted: list[FileRange] | None) -> array[int] | None:
         """What is known, less what was decommitted; nothing if that is too much to tell."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from memplat.engine.arguments import is_int, refuse_range
 from memplat.engine.blocks import MemoryBlock
-from memplat.engine.state import EngineState, reentrant
+from memplat.engine.refusals import reentrant
+from memplat.engine.state import EngineState
 from memplat.errors import ForeignBlockError
 from memplat.ranges import FileRange
 

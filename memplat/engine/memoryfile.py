@@ -16,7 +16,7 @@ import attrs
 
 from memplat.engine import pages as states
 from memplat.engine import registry
-from memplat.engine.allocation import Allocator
+from memplat.engine.allocation import MAX_BLIND, Allocator
 from memplat.engine.arguments import (
     ACCESSES,
     DIRECTIONS,
@@ -41,9 +41,10 @@ from memplat.engine.measuring import Measuring
 from memplat.engine.placement import Placement
 from memplat.engine.prealloc import Progress, preallocate
 from memplat.engine.reclaim import Reclaimer
+from memplat.engine.refusals import reentrant
 from memplat.engine.render import dump
 from memplat.engine.sharing import Shares
-from memplat.engine.state import EngineState, host_error, reentrant
+from memplat.engine.state import EngineState, host_error
 from memplat.errors import InvalidArgumentError, InvalidRangeError
 from memplat.hookspecs import BackendHooks
 from memplat.linux import extents as flat
@@ -65,6 +66,7 @@ from memplat.types import (
 )
 
 _UNCOMMITTED: Final = AllocationMode.UNCOMMITTED
+_WILL_COMMIT: Final = AllocationMode.WILL_COMMIT
 _UP: Final = Direction.UP
 
 
@@ -152,12 +154,17 @@ class MemoryFile(Measuring):
             raise reentrant()
         if chosen is _UNCOMMITTED and fill is None and not huge and not state.exposed:
             with state.lock:
-                if state.refuse is not None or state.dropped:
+                table = state.table
+                if state.refuse is not None or table.torn or state.dropped:
                     state.check_locked()
                 limited = owner in state.limits
-                taken = None if limited else state.table.allocate(length, name, owner, down=way is not _UP)
+                taken = None if limited else table.allocate(length, name, owner, down=way is not _UP)
             if state.dropped:
                 state.catch_up()
+            if taken is not None:
+                return taken
+        elif chosen is _WILL_COMMIT and fill is None and not huge and length <= MAX_BLIND and owner not in state.limits:
+            taken = self._allocator.recycle(length, name, owner, down=way is not _UP)
             if taken is not None:
                 return taken
         if length > state.max_size and length > MAX_OFFSET - self.page_size:
@@ -191,8 +198,16 @@ class MemoryFile(Measuring):
 
     def incref(self, pages: FileRange | Block) -> None:
         """See :meth:`Memory.incref`."""
-        with self._state.locked() as table:
+        state = self._state
+        if state.is_interrupted():
+            raise reentrant()
+        with state.lock:
+            table = state.table
+            if state.refuse is not None or table.torn or state.dropped:
+                state.check_locked()
             table.incref(*self._pages(pages))
+        if state.dropped:
+            state.catch_up()
 
     def decref(self, pages: FileRange | Block) -> None:
         """See :meth:`Memory.decref`."""
@@ -202,9 +217,9 @@ class MemoryFile(Measuring):
             state.dropped.append((*self._pages(pages), True))
             return
         with state.lock:
-            if state.refuse is not None or state.dropped:
-                state.check_locked()
             table = state.table
+            if state.refuse is not None or table.torn or state.dropped:
+                state.check_locked()
             table.decref(*self._pages(pages))
             if table.waste >= reclaimer.wake_at:
                 reclaimer.wake_locked()
@@ -271,9 +286,14 @@ class MemoryFile(Measuring):
         writable = bool(writable)
         if not pin:
             return self._unpinned_view(range, writable)
-        with state.locked() as table:
+        if state.is_interrupted():
+            raise reentrant()
+        with state.lock:
+            table = state.table
+            if state.refuse is not None or table.torn or state.dropped:
+                state.check_locked()
             start, end = self._bytes(range)
-            first, last = self._around(start, end)
+            first, last = start & ~self._page_mask, (end + self._page_mask) & ~self._page_mask
             table.pin(first, last, "view")
             try:
                 release = partial(state.view_dropped, first, last)
@@ -281,6 +301,8 @@ class MemoryFile(Measuring):
             except BaseException:
                 table.unpin(first, last)
                 raise
+        if state.dropped:
+            state.catch_up()
         if self._reclaimer.needs_thread:
             self._reclaimer.ensure_thread()  # a dying view cannot start it
         return view
@@ -319,7 +341,8 @@ class MemoryFile(Measuring):
         with self._state.locked() as table:
             start, end = self._pages(pages)
             table.require(start, end, "address")
-            self._state.exposed = True
+            # Whoever has the address may write to free pages, and have the kernel remove used ones (MADV_REMOVE).
+            self._state.exposed = self._state.peers = True
             return self._mapping.base + start
 
     def map_into(
@@ -401,10 +424,10 @@ class MemoryFile(Measuring):
         """See :meth:`Memory.close`."""
         state = self._state
         ours = not state.is_forked
-        in_hook = state.in_hook()
         self._shares.close()
         if not state.close():
             return
+        in_hook = state.in_hook()
         self._finalizer.detach()
         registry.forget(self)
         self._reclaimer.stop(join=not in_hook)

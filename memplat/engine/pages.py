@@ -19,12 +19,14 @@ while a view keeps the page. Pages flagged *retained* (the host refused the deco
 
 Every page belongs to one of two pools. The huge pool's waste is released in whole huge pages only.
 
-Arguments are bytes, already checked; nothing here locks, calls a hook or a system call.
+Arguments are bytes, already checked; nothing here locks, calls a hook or a system call. What is wrong with a call is
+found out before anything changes. Only an exception from outside (KeyboardInterrupt, MemoryError) can end a change
+halfway; it leaves the table *torn*, and nobody may trust it any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final, TypeAlias
 
 from memplat.engine.segments import SegmentSet
@@ -47,6 +49,9 @@ KEPT: Final = 2
 RESERVED: Final = 3
 FLAGS: Final = ("", "retained", "kept", "reserved")
 
+#: So many ranges are released at a time, which is what one process_madvise takes; the lock is held meanwhile.
+MAX_RANGES: Final = 1024
+
 #: A free gap up to this size between two pieces of waste is released with them: one system call instead of two.
 MAX_JOINED_GAP: Final = 16 * MIB
 
@@ -59,6 +64,9 @@ _RELEASING: Final[tuple[Value, Value]] = ((RELEASING, 0, 0, "", 0, SMALL), (RELE
 
 
 _SOURCES: Final = {FREE: _FREE, WASTE: _WASTE}
+
+#: Beyond so many kinds and owners the values of new pages are made anew.
+_MAX_INTERNED: Final = 1 << 12
 
 #: Makes a FileRange of a pair in half the time of calling the class.
 _file_range = tuple.__new__
@@ -73,6 +81,7 @@ class PageTable:
     :ivar releasing: bytes in the state releasing, joined gaps included
     :ivar changes: goes up with every change
     :ivar has_flags: whether any page carries a flag
+    :ivar torn: how many changes were begun and not ended: for those who hold the lock, how many were cut off
     """
 
     def __init__(self, page_size: int) -> None:
@@ -91,11 +100,14 @@ class PageTable:
         self.frees = 0
         self.changes = 0
         self.has_flags = False
+        self.torn = 0
+        self._used: tuple[dict[tuple[str, int], Value], dict[tuple[str, int], Value]] = ({}, {})
 
     # -- growing and allocating ---------------------------------------------------------------------------------------
 
     def extend(self, size: int, *, huge: bool, dirty_end: int = 0) -> None:
         """Add ``[self.size, size)`` to a pool: free, but waste up to *dirty_end*, where a peer may have written."""
+        self.torn += 1
         dirty_end = min(dirty_end, size)
         if dirty_end > self.size:
             self.waste += dirty_end - self.size
@@ -105,6 +117,7 @@ class PageTable:
         self.flags.extend(size >> self._shift, NONE)
         self.size = size
         self.changes += 1
+        self.torn -= 1
 
     def allocate(
         self, length: int, kind: str, owner: int, *, down: bool = False, huge: bool = False, source: int = FREE
@@ -113,11 +126,13 @@ class PageTable:
         content of waste. ``None`` if nothing fits.
         """
         shift = self._shift
-        value = (USED, 1, 0, kind, owner, int(huge))
+        key = kind, owner
+        value = self._used[huge].get(key) or self._fresh(key, huge)
         aligned = length >= self.huge_unit > self.page_size
-        segments = self.segments
-        start = segments.take(_SOURCES[source][huge], length >> shift, value, aligned=aligned, last=down)
+        self.torn += 1
+        start = self.segments.take(_SOURCES[source][huge], length >> shift, value, aligned=aligned, last=down)
         if start < 0:
+            self.torn -= 1
             return None
         start <<= shift
         end = start + length
@@ -125,12 +140,20 @@ class PageTable:
             self._clear_flags(start >> shift, end >> shift, keep=RESERVED if source == WASTE else NONE)
         if source == WASTE:
             self.waste -= length
-        key = kind, owner
         allocated = self.allocated
         allocated[key] = allocated.get(key, 0) + length
         self.allocations += 1
         self.changes += 1
+        self.torn -= 1
         return _file_range(FileRange, (start, end))
+
+    def _fresh(self, key: tuple[str, int], huge: bool) -> Value:
+        """The value of newly allocated pages, one object for all."""
+        interned = self._used[huge]
+        if len(interned) >= _MAX_INTERNED:
+            interned.clear()
+        value = interned[key] = (USED, 1, 0, *key, int(huge))
+        return value
 
     def _clear_flags(self, start: int, end: int, *, keep: int) -> None:
         self.flags.update(start, end, lambda flag: flag if flag == keep else NONE)
@@ -149,71 +172,85 @@ class PageTable:
         start = self.segments.find_fit(_FREE[not huge], count, aligned=True, last=True)
         if start < 0:
             return False
+        self.torn += 1
         self.segments.assign(start, start + count, _FREE[huge])
+        self.torn -= 1
         return True
 
     # -- references ---------------------------------------------------------------------------------------------------
 
     def incref(self, start: int, end: int) -> None:
         """One more reference to each page; all or none."""
-
-        def more(value: Value) -> Value:
-            state, refs, pins, kind, owner, pool = value
-            if not refs:
+        runs = self._runs_of(start, end)
+        for _, _, value in runs:
+            if not value[1]:
                 raise NotAllocatedError(self._not_allocated("incref", start, end))
-            if refs >= MAX_REFS:
-                raise ReferenceOverflowError(f"a page of {FileRange(start, end)} has {refs} references, the most")
-            return (state, refs + 1, pins, kind, owner, pool)
-
-        self._update(start, end, more)
+            if value[1] >= MAX_REFS:
+                raise ReferenceOverflowError(f"a page of {FileRange(start, end)} has {value[1]} references, the most")
+        self._count(runs, 1, 0)
 
     def decref(self, start: int, end: int) -> None:
         """One reference less to each page; all or none. Pages without references and pins become waste."""
         shift = self._shift
-        value = self.segments.exact(start >> shift, end >> shift)
+        first, last = start >> shift, end >> shift
+        value = self.segments.exact(first, last)
         if value is not None and value[1] == 1 and not value[2]:
             # By far the most frequent case: a whole allocation.
-            self.segments.assign_run(start >> shift, end >> shift, value, _WASTE[value[5]])
+            self.torn += 1
+            self.segments.assign_run(first, last, value, _WASTE[value[5]])
             self._uncharge((value[3], value[4]), end - start)
+            self.torn -= 1
             return
-        runs = list(self.segments.runs(start >> shift, end >> shift))
+        runs = self._runs_of(start, end)
         if not all(run[2][1] for run in runs):
             raise DoubleFreeError(self._not_allocated("decref", start, end))
-        for first, last, (state, refs, pins, kind, owner, pool) in runs:
-            if refs == 1 and not pins:
-                self.segments.assign(first, last, _WASTE[pool])
-                self._uncharge((kind, owner), (last - first) << shift)
-            else:
-                self.segments.assign(first, last, (state, refs - 1, pins, kind, owner, pool))
-        self.changes += 1
+        self._count(runs, -1, 0)
 
     def pin(self, start: int, end: int, what: str) -> None:
         """Count a view of each page; all or none."""
-
-        def more(value: Value) -> Value:
-            state, refs, pins, kind, owner, pool = value
-            if not refs:
-                raise NotAllocatedError(self._not_allocated(what, start, end))
-            return (state, refs, pins + 1, kind, owner, pool)
-
-        self._update(start, end, more)
+        runs = self._runs_of(start, end)
+        if not all(run[2][1] for run in runs):
+            raise NotAllocatedError(self._not_allocated(what, start, end))
+        self._count(runs, 0, 1)
 
     def unpin(self, start: int, end: int) -> None:
         """A view of each page is gone. Pages without references and pins become waste."""
-        shift = self._shift
-        for first, last, value in list(self.segments.runs(start >> shift, end >> shift)):
+        self._count(self._runs_of(start, end), 0, -1)
+
+    def _runs_of(self, start: int, end: int) -> list[tuple[int, int, Value]]:
+        """The runs of ``[start, end)``, as they are now; quick if it is one."""
+        first, last = start >> self._shift, end >> self._shift
+        value = self.segments.exact(first, last)
+        return [(first, last, value)] if value is not None else list(self.segments.runs(first, last))
+
+    def _count(self, runs: list[tuple[int, int, Value]], more_refs: int, more_pins: int) -> None:
+        """Change the references and pins of the runs. Pages that are left with none become waste."""
+        self.torn += 1
+        for first, last, value in runs:
             state, refs, pins, kind, owner, pool = value
-            if refs or pins > 1:
-                self.segments.assign(first, last, (state, refs, pins - 1, kind, owner, pool))
+            refs += more_refs
+            pins += more_pins
+            if refs or pins:
+                new = (state, refs, pins, kind, owner, pool)
             else:
-                self.segments.assign(first, last, _WASTE[pool])
-                self._uncharge((kind, owner), (last - first) << shift)
+                new = _WASTE[pool]
+                self._uncharge((kind, owner), (last - first) << self._shift)
+            self._replace(first, last, value, new)
         self.changes += 1
+        self.torn -= 1
+
+    def _replace(self, first: int, last: int, old: Value, new: Value) -> None:
+        """Give the keys, which all have the value *old*, another one."""
+        if self.segments.exact(first, last) is not None:
+            self.segments.assign_run(first, last, old, new)
+        else:
+            self.segments.assign(first, last, new)
 
     def transfer(self, start: int, end: int, owner: int) -> None:
         """Make *owner* the owner of each page."""
         self.require(start, end, "transfer")
         shift, allocated = self._shift, self.allocated
+        self.torn += 1
         for first, last, (state, refs, pins, kind, old, pool) in list(self.segments.runs(start >> shift, end >> shift)):
             length = (last - first) << shift
             allocated[kind, old] -= length
@@ -222,20 +259,12 @@ class PageTable:
             allocated[kind, owner] = allocated.get((kind, owner), 0) + length
             self.segments.assign(first, last, (state, refs, pins, kind, owner, pool))
         self.changes += 1
+        self.torn -= 1
 
     def require(self, start: int, end: int, what: str) -> None:
         """Make sure that each page has a reference."""
         if not all(value[1] for _, _, value in self.segments.runs(start >> self._shift, end >> self._shift)):
             raise NotAllocatedError(self._not_allocated(what, start, end))
-
-    def _update(self, start: int, end: int, change: Callable[[Value], Value]) -> None:
-        first, last = start >> self._shift, end >> self._shift
-        value = self.segments.exact(first, last)
-        if value is not None:
-            self.segments.assign(first, last, change(value))
-        else:
-            self.segments.update(first, last, change)
-        self.changes += 1
 
     def _uncharge(self, key: tuple[str, int], length: int) -> None:
         """Pages that (kind, owner) used became waste."""
@@ -260,34 +289,40 @@ class PageTable:
 
     # -- reclaiming ---------------------------------------------------------------------------------------------------
 
-    def take_waste(self, max_bytes: int) -> list[FileRange]:
-        """Turn waste into releasing pages, from the lowest address on, until they are at least *max_bytes*. Pieces with
-        only unflagged free pages between them come as one range; those pages are held back with them.
+    def take_waste(self, max_bytes: int, max_ranges: int = MAX_RANGES) -> list[FileRange]:
+        """Turn waste into releasing pages, from the lowest address on, until they are at least *max_bytes* or that many
+        ranges. Pieces with only unflagged free pages between them come as one range; those pages are held back with
+        them. To be called while no page is releasing.
         """
-        shift, segments = self._shift, self.segments
-        taken: list[FileRange] = []
-        waste = 0
-        for pool, releasable in ((SMALL, self._releasable_small()), (HUGE, self._releasable_huge())):
-            joined: list[tuple[int, int]] = []
-            for start, run_end in releasable:
-                if waste >= max_bytes:
-                    break
-                end = min(run_end, start + self._in_pool_units(max_bytes - waste, pool))
-                waste += (end - start) << shift if pool == SMALL else self._waste_within(start, end)
-                if joined and self._is_joinable(joined[-1][1], start, pool):
-                    joined[-1] = joined[-1][0], end
-                else:
-                    joined.append((start, end))
-            for start, end in joined:
-                segments.assign(start, end, _RELEASING[pool])
-                taken.append(_file_range(FileRange, (start << shift, end << shift)))
-                self.releasing += (end - start) << shift
+        shift = self._shift
+        self.torn += 1
+        small, waste = self.segments.sweep(
+            _WASTE[SMALL],
+            _RELEASING[SMALL],
+            limit=self._in_pool_units(max_bytes, SMALL),
+            max_runs=max_ranges,
+            between=_FREE[SMALL],
+            may_join=self._is_joinable,
+        )
+        waste <<= shift
+        huge: list[tuple[int, int]] = []
+        for start, run_end in self._releasable_huge():
+            if waste >= max_bytes or len(small) + len(huge) >= max_ranges:
+                break
+            end = min(run_end, start + self._in_pool_units(max_bytes - waste, HUGE))
+            waste += self._waste_within(start, end)
+            if huge and huge[-1][1] == start:
+                huge[-1] = huge[-1][0], end
+            else:
+                huge.append((start, end))
+        for start, end in huge:
+            self.segments.assign(start, end, _RELEASING[HUGE])
+        taken = [_file_range(FileRange, (start << shift, end << shift)) for start, end in (*small, *huge)]
+        self.releasing += sum(end - start for start, end in taken)
         self.waste -= waste
         self.changes += bool(taken)
+        self.torn -= 1
         return taken
-
-    def _releasable_small(self) -> Iterator[tuple[int, int]]:
-        return self.segments.indexed_runs(_WASTE[SMALL])
 
     def _releasable_huge(self) -> Iterator[tuple[int, int]]:
         """Whole huge pages of waste, or of waste and free pages: nobody uses any part of them."""
@@ -315,42 +350,44 @@ class PageTable:
         unit = self.huge_unit if pool == HUGE else self.page_size
         return max(1, -(-nbytes // unit)) * unit >> self._shift
 
-    def _is_joinable(self, start: int, end: int, pool: int) -> bool:
+    def _is_joinable(self, start: int, end: int) -> bool:
         if (end - start) << self._shift > MAX_JOINED_GAP:
-            return False
-        if self.segments.exact(start, end) != _FREE[pool]:
             return False
         return not self.has_flags or all(flag == NONE for _, _, flag in self.flags.runs(start, end))
 
     def has_releasable_waste(self) -> bool:
         """Whether :meth:`take_waste` would return anything."""
-        return self.waste > 0 and (
-            next(self._releasable_small(), None) is not None or next(self._releasable_huge(), None) is not None
-        )
+        return self.waste > 0 and (self.segments.has(_WASTE[SMALL]) or next(self._releasable_huge(), None) is not None)
 
     def release(self, ranges: list[FileRange]) -> None:
         """Turn releasing pages, or parts of such ranges, into free ones; they are zero now."""
-        shift = self._shift
-        for start, end in ranges:
-            pool = self.segments.find(start >> shift)[2][5]
-            self.segments.assign(start >> shift, end >> shift, _FREE[pool])
-            self.releasing -= end - start
+        self.torn += 1
+        for first, last, value in self._releasing_runs(ranges):
+            self._replace(first, last, value, _FREE[value[5]])
         self.changes += 1
+        self.torn -= 1
 
     def take_back(self, ranges: list[FileRange]) -> None:
-        """Turn releasing pages into waste again: nothing is known about them."""
-        shift = self._shift
-        for start, end in ranges:
-            pool = self.segments.find(start >> shift)[2][5]
-            self.segments.assign(start >> shift, end >> shift, _WASTE[pool])
-            self.releasing -= end - start
-            self.waste += end - start
+        """Turn what is still releasing of *ranges* into waste again: nothing is known about it."""
+        self.torn += 1
+        for first, last, value in self._releasing_runs(ranges):
+            self._replace(first, last, value, _WASTE[value[5]])
+            self.waste += (last - first) << self._shift
         self.changes += 1
+        self.torn -= 1
+
+    def _releasing_runs(self, ranges: list[FileRange]) -> Iterator[tuple[int, int, Value]]:
+        for start, end in ranges:
+            for run in self._runs_of(start, end):
+                if run[2][0] == RELEASING:
+                    self.releasing -= (run[1] - run[0]) << self._shift
+                    yield run
 
     def take_free(self, ranges: list[FileRange], *, to_waste: bool = False) -> list[FileRange]:
         """Turn those parts of *ranges* that are free into releasing pages, or into waste; returns these parts."""
         shift = self._shift
         taken: list[FileRange] = []
+        self.torn += 1
         for pages in ranges:
             for first, last, value in list(self.segments.runs(pages.start >> shift, pages.end >> shift)):
                 if value[0] == FREE:
@@ -364,6 +401,7 @@ class PageTable:
         else:
             self.releasing += nbytes
         self.changes += bool(taken)
+        self.torn -= 1
         return taken
 
     # -- flags --------------------------------------------------------------------------------------------------------
@@ -371,8 +409,10 @@ class PageTable:
     def flag(self, start: int, end: int, flag: int) -> None:
         """Set the flag of each page, or clear it with :data:`NONE`."""
         if flag != NONE or self.has_flags:
+            self.torn += 1
             self.flags.assign(start >> self._shift, end >> self._shift, flag)
             self.has_flags = flag != NONE or len(self.flags) > 1
+            self.torn -= 1
 
     def flagged(self, flag: int) -> list[FileRange]:
         """The ranges that carry the flag."""

@@ -48,7 +48,7 @@ def preallocate(allocator: Allocator, state: EngineState, progress: Progress | N
         if isinstance(error, OSError):
             raise allocator.out_of_memory(request, error) from error
         raise
-    with state.lock:
+    with state.gate, state.lock:
         state.table.decref(*taken)
         state.table.release(state.table.take_waste(length))
         state.table.flag(*taken, pages.KEPT)

@@ -1,7 +1,8 @@
 """Giving waste back to the host: in batches, in the background or on demand.
 
 A batch: under the lock waste becomes *releasing*; without it, one hook call decommits; under the lock it becomes free.
-At most :data:`BATCH_BYTES` a batch: a punch blocks every other fallocate of the file as long as it lasts.
+At most :data:`BATCH_BYTES` a batch: a punch blocks every other fallocate of the file as long as it lasts. And at most
+``MAX_RANGES`` ranges, because of the lock.
 
 Where the host refuses, the pages that are still committed are zeroed by hand and flagged *retained*; the next round
 tries them again. If not even that can be found out, the batch is waste again and the reclaimer gives up until
@@ -144,35 +145,50 @@ class Reclaimer:
         done = 0
         while max_bytes is None or done < max_bytes:
             limit = BATCH_BYTES if max_bytes is None else min(BATCH_BYTES, max_bytes - done)
-            nbytes = self.reclaim_batch(limit)
+            nbytes, nranges = self.reclaim_batch(limit)
             done += nbytes
-            if nbytes < limit:
+            if nbytes < limit and nranges < pages.MAX_RANGES:
                 break  # that was all there was; what is freed meanwhile will be more, and cheaper, later
         return done
 
-    def reclaim_batch(self, limit: int) -> int:
-        """Reclaim one batch; the bytes of waste that became free, 0 if there was none or it could not be done."""
+    def reclaim_batch(self, limit: int) -> tuple[int, int]:
+        """Reclaim one batch; the bytes of waste that became free, and in how many ranges: none if there was no waste,
+        or it could not be done.
+        """
         state = self._state
         started = time.perf_counter()
         with state.gate:
-            with state.lock:
-                if state.refuse is not None:
-                    return 0
-                if state.dropped:
-                    state.settle_locked()
-                before = state.table.waste
-                ranges = state.table.take_waste(limit)
-                nbytes = before - state.table.waste
-                if not ranges:
-                    return 0
-                state.enter_locked()
             try:
-                if not self._release(ranges):
-                    return 0
-            finally:
-                state.leave()
+                with state.lock:
+                    if not state.is_usable_locked():
+                        return 0, 0
+                    before = state.table.waste
+                    ranges = state.table.take_waste(limit)
+                    nbytes = before - state.table.waste
+                    if not ranges:
+                        return 0, 0
+                    state.enter_locked()
+                try:
+                    self._release(ranges)
+                finally:
+                    state.leave()
+            except BaseException:
+                self._undo()
+                raise
         self._tell(nbytes, time.perf_counter() - started)
-        return nbytes
+        return nbytes, len(ranges)
+
+    def _undo(self) -> None:
+        """What was being released is waste again: nothing is known about it. All that is releasing is ours, by the
+        gate; an exception from outside may have kept us from learning what that is.
+        """
+        state = self._state
+        with state.lock:
+            if not state.table.torn and state.table.releasing:
+                state.decommitted = None
+                state.table.take_back([FileRange(0, state.table.size)])
+            state.changed.notify_all()
+        self._give_up()
 
     def _tell(self, nbytes: int, seconds: float) -> None:
         memory = self._state.memory() if self._state.memory is not None else None
@@ -183,35 +199,25 @@ class Reclaimer:
         except Exception:  # whoever watches must not keep the pages from being free
             log.exception("memplat: memplat_reclaimed failed")
 
-    def _release(self, ranges: list[FileRange]) -> bool:
-        """Make releasing pages free, by whatever way is left. False if they had to become waste again."""
+    def _release(self, ranges: list[FileRange]) -> None:
+        """Make releasing pages free, by whatever way is left. They go on releasing if this raises."""
         state = self._state
-        retained: list[FileRange] = []
-        kept: list[FileRange] = []
-        try:
-            give, keep = self._divide(ranges)
-            kept = state.zero_by_hand(keep) if keep else []
-            if give:
-                retained = self._decommit(give)
-        except BaseException:
-            with state.lock:
-                state.note_decommitted_locked(ranges)
-                state.table.take_back(ranges)
-                state.changed.notify_all()
-            self._give_up()
-            raise
+        give, keep = self._divide(ranges)
+        kept = state.zero_by_hand(keep) if keep else []
+        retained = self._decommit(give) if give else []
         with state.lock:
+            table = state.table
             state.note_decommitted_locked([*give])
-            state.table.release(ranges)
-            for start, end in ranges:
-                state.table.flag(start, end, pages.NONE)
+            table.release(ranges)
+            if table.has_flags:
+                for start, end in ranges:
+                    table.flag(start, end, pages.NONE)
             for start, end in kept:
-                state.table.flag(start, end, pages.KEPT)
+                table.flag(start, end, pages.KEPT)
             for start, end in retained:
-                state.table.flag(start, end, pages.RETAINED)
-            state.counters["reclaimed_bytes"] += sum(part.length for part in give)
+                table.flag(start, end, pages.RETAINED)
+            state.counters["reclaimed_bytes"] += sum(end - start for start, end in give)
             state.changed.notify_all()
-        return True
 
     def _decommit(self, ranges: list[FileRange]) -> list[FileRange]:
         """Decommit; what the host refused to take back is zeroed by hand and returned."""
@@ -248,17 +254,21 @@ class Reclaimer:
         """Offer the host again what it refused before."""
         state = self._state
         with state.gate:
-            with state.lock:
-                if state.refuse is not None:
-                    return
-                ranges = state.table.take_free(state.table.flagged(pages.RETAINED))
-                if not ranges:
-                    return
-                state.enter_locked()
             try:
-                self._release(ranges)
-            finally:
-                state.leave()
+                with state.lock:
+                    if not state.is_usable_locked():
+                        return
+                    ranges = state.table.take_free(state.table.flagged(pages.RETAINED))
+                    if not ranges:
+                        return
+                    state.enter_locked()
+                try:
+                    self._release(ranges)
+                finally:
+                    state.leave()
+            except BaseException:
+                self._undo()
+                raise
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
@@ -270,7 +280,7 @@ class Reclaimer:
         with state.locked() as table:
             self._gave_up = False
             while table.has_releasable_waste() or table.releasing:
-                if state.refuse is not None:
+                if not state.is_usable_locked():
                     return False
                 if not table.releasing and (not self._background or self._gave_up or self.needs_thread):
                     return False
@@ -282,8 +292,6 @@ class Reclaimer:
                     return False
                 # Bounded, so that a thread that dies without a word is noticed.
                 state.changed.wait(1.0 if left is None else min(left, 1.0))
-                if state.dropped:
-                    state.settle_locked()
         return True
 
     def make_room(self) -> bool:
@@ -298,8 +306,8 @@ class Reclaimer:
             releasing = state.table.releasing
             if state.in_hook():
                 return False  # it may be this very thread that releases them
-            while state.table.releasing >= releasing > 0 and state.refuse is None:
-                state.changed.wait()
+            while state.table.releasing >= releasing > 0 and state.is_usable_locked():
+                state.changed.wait(1.0)  # bounded, as in wait()
             return state.table.releasing < releasing
 
 

@@ -17,63 +17,9 @@ from typing import Generic, TypeVar
 
 from sortedcontainers import SortedList
 
-from memplat.engine.fittree import FitTree
+from memplat.engine.indexes import Fits, Starts
 
 V = TypeVar("V", bound=Hashable)
-
-
-class _Starts(set[int]):
-    """The index of a value that nobody has searched yet: the bare starts of its runs, in no order."""
-
-    __slots__ = ()
-
-    def place(self, start: int, end: int) -> None:  # noqa: ARG002 -- the length matters to a search only
-        self.add(start)
-
-    def drop(self, start: int, end: int) -> None:  # noqa: ARG002
-        self.discard(start)
-
-
-class _Fits:
-    """The index of a value that is searched: its runs by length; and, at the first aligned key of each, by the length
-    from there on (positions are multiples of the alignment).
-    """
-
-    __slots__ = ("aligned", "alignment", "plain")
-
-    def __init__(self, alignment: int) -> None:
-        self.alignment = alignment
-        self.plain = FitTree()
-        self.aligned = FitTree()
-
-    def place(self, start: int, end: int) -> None:
-        """Note a new run, or one that grew."""
-        length = end - start
-        self.plain.set(start, length)
-        unit = self.alignment
-        if length >= unit > 1:
-            first = -(-start // unit)
-            room = end - first * unit
-            if room >= unit:
-                self.aligned.set(first, room)
-
-    def drop(self, start: int, end: int) -> None:
-        """Forget a run. *start* and at least its own keys count: a joined run is dropped with its new end."""
-        self.plain.set(start, 0)
-        if end - start >= self.alignment > 1:
-            self.aligned.set(-(-start // self.alignment), 0)
-
-    def cut(self, start: int, key: int, end: int) -> None:
-        """The run ``[start, end)`` has lost its front: it begins at *key*."""
-        self.plain.move(start, key, end - key)
-        unit = self.alignment
-        if end - start >= unit > 1:
-            old, new = -(-start // unit), -(-key // unit)
-            if old != new:  # else the aligned part of the run is what it was
-                self.aligned.set(old, 0)
-                room = end - new * unit
-                if room >= unit:
-                    self.aligned.set(new, room)
 
 
 class SegmentSet(Generic[V]):
@@ -89,7 +35,7 @@ class SegmentSet(Generic[V]):
         self._sorted: SortedList[int] = SortedList()
         self._fresh: set[int] = set()
         self._gone: set[int] = set()
-        self._index: dict[V, _Starts | _Fits] = {value: _Starts() for value in indexed}
+        self._index: dict[V, Starts | Fits] = {value: Starts() for value in indexed}
         self._alignment = alignment
         self._size = 0
 
@@ -131,10 +77,15 @@ class SegmentSet(Generic[V]):
         """The runs of an indexed value of at least *length*, upwards."""
         index = self._index[value]
         run = self._run
-        for start in sorted(index) if isinstance(index, _Starts) else index.plain.positions(length):
+        for start in sorted(index) if isinstance(index, Starts) else index.plain.positions(length):
             end = run[start][0]
             if end - start >= length:
                 yield start, end
+
+    def has(self, value: V) -> bool:
+        """Whether any key has this indexed value."""
+        index = self._index[value]
+        return bool(index) if isinstance(index, Starts) else index.plain.maximum() > 0
 
     def find_fit(self, value: V, length: int, *, aligned: bool, last: bool) -> int:
         """Where *length* keys of an indexed value begin: the lowest place, or the highest. -1 if there is none."""
@@ -150,12 +101,12 @@ class SegmentSet(Generic[V]):
         """The length of the longest run of an indexed value."""
         return self._searchable(value).plain.maximum()
 
-    def _searchable(self, value: V) -> _Fits:
+    def _searchable(self, value: V) -> Fits:
         """The index of *value*, which becomes a searchable one with the first search. O(n) then, else O(1)."""
         index = self._index[value]
-        if isinstance(index, _Fits):
+        if isinstance(index, Fits):
             return index
-        fits = _Fits(self._alignment)
+        fits = Fits(self._alignment)
         for start in index:
             fits.place(start, self._run[start][0])
         self._index[value] = fits
@@ -178,7 +129,7 @@ class SegmentSet(Generic[V]):
     def take(self, source: V, length: int, value: V, *, aligned: bool, last: bool) -> int:
         """Give *value* to the *length* keys that :meth:`find_fit` finds; returns where they begin, or -1."""
         index = self._index[source]
-        if aligned or last or not isinstance(index, _Fits):
+        if aligned or last or not isinstance(index, Fits):
             start = self.find_fit(source, length, aligned=aligned, last=last)
             if start >= 0:
                 self.assign(start, start + length, value)
@@ -247,6 +198,51 @@ class SegmentSet(Generic[V]):
         index = self._index.get(value)
         if index is not None:
             index.place(start, end)
+
+    def sweep(
+        self,
+        source: V,
+        value: V,
+        *,
+        limit: int,
+        max_runs: int,
+        between: V,
+        may_join: Callable[[int, int], bool],
+    ) -> tuple[list[tuple[int, int]], int]:
+        """Give *value*, which no key may have, to runs of the indexed value *source*, upwards, until these are at least
+        *limit* keys or *max_runs* runs are made; the last run is cut. What lies between two of them is swallowed if it
+        is one run of *between* that *may_join*. Returns the runs that were made, and how many keys were *source*'s.
+        """
+        index = self._index[source]
+        run, begin = self._run, self._begin
+        made: list[tuple[int, int]] = []
+        keys = 0
+        first = last = -1
+        for start in index.pops() if isinstance(index, Starts) else index.plain.positions(1):
+            end = run[start][0]
+            if keys + end - start > limit:
+                cut = start + limit - keys
+                self._split(start, cut, end, source)
+                end = cut
+            keys += end - start
+            index.drop(start, end)
+            gap = run.get(last)
+            if gap is not None and gap[0] == start and gap[1] == between and may_join(last, start):
+                del begin[last], begin[start], run[start]
+                self._absorb(last)
+                self._drop_start(start)
+            else:
+                if first >= 0:
+                    made.append((first, last))
+                first = start
+            last = end
+            run[first] = end, value
+            begin[end] = first
+            if keys >= limit or len(made) >= max_runs - 1:
+                break
+        if first >= 0:
+            made.append((first, last))
+        return made, keys
 
     def update(self, start: int, end: int, change: Callable[[V], V]) -> None:
         """Put every value of ``[start, end)`` through *change*. If *change* raises, nothing has changed."""
@@ -333,7 +329,7 @@ class SegmentSet(Generic[V]):
 
     def _check_index(self, value: V, expected: dict[int, int]) -> None:
         index = self._index[value]
-        if isinstance(index, _Starts):
+        if isinstance(index, Starts):
             assert index == set(expected), f"the starts of {value!r} are off"
             return
         index.plain._check()

@@ -29,7 +29,9 @@ from memplat.engine import pages
 from memplat.engine.limits import Limits
 from memplat.engine.mapping import Mapping
 from memplat.engine.pages import PageTable
-from memplat.errors import ClosedError, ForkedError, HostError, MemplatError, PluginError, ReentrantCallError
+from memplat.engine.refusals import closed, forked, interrupted, reentrant
+from memplat.engine.stacks import threads_inside
+from memplat.errors import HostError, MemplatError, PluginError
 from memplat.hookspecs import BackendHooks
 from memplat.linux import extents as flat
 from memplat.ranges import FileRange, align_up
@@ -49,29 +51,10 @@ _COUNTERS: Final = (
     "scans",
     "scan_ns",
 )
+#: How often a close that waits for calls of other threads looks whether they are still there, in seconds.
+_GHOSTS_EVERY: Final = 0.05
 #: Beyond so many entries the log of decommits costs more than the scan that it could save.
 _MAX_LOGGED: Final = 1 << 16
-
-
-def closed() -> MemplatError:
-    """The error of a memory that was closed."""
-    return ClosedError("the memory is closed; open another one")
-
-
-def reentrant() -> MemplatError:
-    """The error of a call that interrupted another one of its own thread."""
-    return ReentrantCallError(
-        "a finalizer, callback or signal handler has interrupted a call of this thread on the same memory; there, only "
-        "decref and dropping views and blocks are possible: leave the rest to the interrupted code"
-    )
-
-
-def forked() -> MemplatError:
-    """The error of a memory in a forked child."""
-    return ForkedError(
-        "this memory belongs to the parent process; a forked child may only use view(pin=False) and close: "
-        "open a memory of its own, or share pages"
-    )
 
 
 class EngineState:
@@ -124,15 +107,25 @@ class EngineState:
         self.is_interrupted: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
         self.changed = threading.Condition(self.lock)
         self.gate = threading.RLock()
+        self.is_decommitting: Callable[[], bool] = self.gate._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
 
     # -- calls and their end ------------------------------------------------------------------------------------------
 
     def check_locked(self) -> None:
         """Refuse the call if the memory is closed or the parent's, and settle what views left behind."""
-        if self.refuse is not None:
+        if not self.is_usable_locked():
+            assert self.refuse is not None
             raise self.refuse()
+
+    def is_usable_locked(self) -> bool:
+        """Whether calls may go on; if so, settle what views left behind."""
+        if self.refuse is None and self.table.torn:
+            self.refuse = interrupted
+        if self.refuse is not None:
+            return False
         if self.dropped:
             self.settle_locked()
+        return True
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[PageTable]:
@@ -166,12 +159,19 @@ class EngineState:
         """Whether this thread is inside of another call on this memory: in a hook, then."""
         return threading.get_ident() in self._in_flight
 
+    def _forget_ghosts_locked(self) -> None:
+        """An exception from outside may keep a call from saying that it ended: ask the stacks of those threads."""
+        alive = threads_inside()
+        for thread in [*self._in_flight]:
+            if thread not in alive:
+                self._in_flight.pop(thread, None)
+
     def leave(self) -> None:
         """End what :meth:`enter_locked` began. The last one out of a closed memory turns off the light."""
         me = threading.get_ident()
         with self.lock:
             self._in_flight[me] -= 1
-            if self._in_flight[me] <= 0:  # below zero: the call began before this process was forked off
+            if self._in_flight[me] <= 0:  # below zero: the call began before a fork, or was taken for a ghost
                 del self._in_flight[me]
             last = False
             if self.refuse is not None:  # nobody but close waits for the end of a call
@@ -183,21 +183,21 @@ class EngineState:
             self.catch_up()
 
     def close(self) -> bool:
-        """Refuse new calls and wait for those in flight in other threads. False if that was done before."""
+        """Refuse new calls and wait for those in flight in other threads. False if that was begun before."""
         if self.is_interrupted():
             raise reentrant()
         with self.lock:
-            if self.refuse is closed:
-                return False
-            if self.refuse is None and self.dropped:
-                self.settle_locked()
-            self.refuse = closed
+            self.is_usable_locked()
+            first, self.refuse = self.refuse is not closed, closed
             if self.in_hook():
-                return True  # others may wait for the very call that we were called from: the last one out finishes
+                self._forget_ghosts_locked()
+            if self.in_hook():
+                return first  # others may wait for the very call that we were called from: the last one out finishes
             while self._in_flight:
-                self.changed.wait()
+                if not self.changed.wait(_GHOSTS_EVERY):
+                    self._forget_ghosts_locked()
         self.finish()
-        return True
+        return first
 
     @property
     def is_forked(self) -> bool:
@@ -252,14 +252,19 @@ class EngineState:
         """Unpin the pages of dead views, unless somebody holds the lock: he will."""
         if self.is_interrupted():
             return
-        while self.dropped and self.lock.acquire(blocking=False):
-            try:
+        try:
+            while self.dropped and self.lock.acquire(blocking=False):
                 self.settle_locked()
-            finally:
+                self.lock.release()
+        finally:
+            if self.is_interrupted():  # not: if acquire returned True, because an exception may come in between
                 self.lock.release()
 
     def settle_locked(self) -> None:
         """Unpin the pages of dead views, and drop the references that finalizers could not."""
+        if self.table.torn:
+            self.dropped.clear()
+            return
         before = self.table.waste
         while self.dropped:
             start, end, is_reference = self.dropped.popleft()
@@ -317,10 +322,6 @@ class EngineState:
         if isinstance(total, str):
             raise self.broken(hook, f"returned extents of [{start}, {end}) that are wrong: {total}")
         return extents, total
-
-    def hold_gate(self) -> bool:
-        """Hold the gate, unless something is being decommitted, be it by this thread; ends with ``gate.release()``."""
-        return not self.gate._is_owned() and self.gate.acquire(blocking=False)  # type: ignore[attr-defined]  # noqa: SLF001
 
     def decommit_on_host(self, ranges: list[FileRange]) -> None:
         """Have the backend decommit. Any exception means that nothing is known about the whole batch."""

@@ -353,6 +353,32 @@ def test_a_file_larger_than_the_host_is_told_before_it_is_loaded(tmp_path: Path)
     expect_failure("--config", config, huge, told="the host refused")
 
 
+def test_an_interrupt_leaves_no_worker_behind(tmp_path: Path) -> None:
+    pid_file, script, source = tmp_path / "pid", tmp_path / "worker.py", tmp_path / "source"
+    source.write_text("some words")
+    script.write_text(
+        "import os, signal, sys\n"
+        "sys.stdin.read()\n"  # not before the parent has it in its care
+        f"open({str(pid_file)!r}, 'w').write(str(os.getpid()))\nos.kill(os.getppid(), signal.SIGINT)\nsignal.pause()\n"
+    )
+    code = (
+        "from pathlib import Path; from memplat.cli import main; from memplat.cli.demo import workers;"
+        f"workers.WORKER_SCRIPT = Path({str(script)!r}); main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, "demo", str(source)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "Aborted" in done.stderr
+    assert "ResourceWarning" not in done.stderr
+    assert not Path(f"/proc/{pid_file.read_text()}").exists()
+
+
 def test_a_closed_pipe_is_no_traceback(files: list[Path]) -> None:
     command = f"{sys.executable} -m memplat demo {' '.join(map(str, files))} | head -n 1"
     done = subprocess.run(["bash", "-c", command], env=environment(), capture_output=True, text=True, check=False)

@@ -317,3 +317,18 @@ def test_inode_flags_of_a_pipe_are_an_error():
     finally:
         os.close(read_end)
         os.close(write_end)
+
+
+def test_pages_touched_or_punched_between_two_seeks_make_no_extents_that_touch_or_are_empty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # SEEK_DATA and SEEK_HOLE in turn: data at 0 that is gone when its end is asked for; then a page; then one after it
+    # that was a hole when the first one's end was asked for.
+    answers = iter((0, 0, PAGE, 2 * PAGE, 2 * PAGE, 3 * PAGE, 5 * PAGE, 5 * PAGE, 6 * PAGE, 8 * PAGE, 8 * PAGE))
+
+    def seek(fd: int, offset: int, whence: int) -> int:
+        return next(answers)
+
+    monkeypatch.setattr(files, "_lseek_held", seek)
+    monkeypatch.setattr(files, "_lseek_released", seek)
+    assert list(files._walk(0, 0, 8 * PAGE)) == page_extents(1, 3, 6, 8)
