@@ -26,7 +26,8 @@ import weakref
 from typing import Final, Protocol
 
 from memplat.engine.arguments import check_timeout
-from memplat.engine.state import forked, host_error
+from memplat.engine.refusals import forked
+from memplat.engine.state import host_error
 from memplat.errors import HandleExpiredError, HandleUsedError
 from memplat.ranges import FileRange
 from memplat.sharing import ATTACHED, TOKEN_BYTES, UNKNOWN, USED

@@ -8,7 +8,8 @@ import time
 from typing import TYPE_CHECKING
 
 from memplat.engine.leases import Share, running, service
-from memplat.engine.state import EngineState, closed, host_error
+from memplat.engine.refusals import closed
+from memplat.engine.state import EngineState, host_error
 from memplat.errors import InvalidArgumentError, MemplatError, UnsealedFileError
 from memplat.linux import files
 from memplat.ranges import FileRange
