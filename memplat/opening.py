@@ -185,7 +185,7 @@ class _Selection:
         taken = Candidate(backend.name, True, available.reason, available.remedy, backend.source)
         selected = SelectedBackend(backend.info, own_options, (*self._candidates, taken))
         try:
-            options = self._engine_options(file.page_size)
+            options = engine_options(self.config, file.page_size)
         except BaseException:
             hooks.memplat_close_file(file=file)
             raise
@@ -197,13 +197,6 @@ class _Selection:
             raise
         self._candidates.append(taken)
         return memory
-
-    def _engine_options(self, page_size: int) -> EngineOptions:
-        """The engine's options, judged by what the host has."""
-        options = self.config.engine_for(page_size)
-        if options.numa is not None and (why := placement.refuse(options.numa)):
-            raise self.config.settings["numa"].source.error(why)
-        return options
 
     def _load(self, item: object) -> plugins.Backend:
         given = self._given.get(id(item))
@@ -227,6 +220,17 @@ class _Selection:
                 return
             classes[backend.name] = backend.info.options
         self.config.check_flat(classes)
+
+
+def engine_options(config: configuration.Config, page_size: int) -> EngineOptions:
+    """The engine's options, judged by the backend's page size and by what the host has.
+
+    :raises ConfigError: if they cannot be had here
+    """
+    options = config.engine_for(page_size)
+    if options.numa is not None and (why := placement.refuse(options.numa)):
+        raise config.settings["numa"].source.error(why)
+    return options
 
 
 class _Custody:
@@ -288,4 +292,4 @@ def _crippling_seals(fd: int) -> int:
         raise
 
 
-__all__ = ["adopt", "open"]
+__all__ = ["adopt", "engine_options", "open"]

@@ -69,7 +69,12 @@ def _candidate_table(found: Diagnosis) -> Table:
     table.add_column("why", overflow="fold", ratio=1)
     table.add_column("from")
     for row in found.survey.wanted:
-        table.add_row(Text(row.name, style="bold"), _verdict(row), Text(row.reason), Text(row.record.source))
+        table.add_row(
+            Text(row.name, style="bold"),
+            _verdict(row),
+            Text("\n".join((row.reason, *row.notes))),
+            Text(row.record.source),
+        )
     return table
 
 

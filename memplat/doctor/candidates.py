@@ -11,8 +11,10 @@ import attrs
 
 from memplat import config as configuration
 from memplat.backends.hugetlb.pool import Pool, find_pool
+from memplat.engine import placement
 from memplat.errors import ConfigError, MemplatError
 from memplat.linux import filesystems, system
+from memplat.opening import engine_options
 from memplat.plugins import (
     Backend,
     Extension,
@@ -28,7 +30,7 @@ from memplat.plugins import (
     say,
 )
 from memplat.ranges import format_size
-from memplat.types import Availability, BackendInfo, BackingFile
+from memplat.types import Availability, BackendInfo, BackingFile, EngineOptions
 
 _AVAILABLE: Final = "available"
 
@@ -49,6 +51,8 @@ class Row:
     """Whether it is the one that the configuration comes to."""
     options: Any = None
     """Its own options as configured, if they are right."""
+    notes: tuple[str, ...] = ()
+    """What is not effective here, though the backend can be used."""
     error: ConfigError | None = None
     """What is wrong with its options in the configuration."""
 
@@ -85,6 +89,7 @@ class Row:
             "default_mode": info.default_mode if info else None,
             "preference": self.preference,
             "selected": self.selected,
+            "notes": list(self.notes),
         }
 
 
@@ -197,18 +202,24 @@ def _pool_remedy(row: Row, settings: configuration.Config) -> str:
 def _judge(row: Row, file: BackingFile, settings: configuration.Config) -> Row:
     """Whether the engine could do with the file what is configured."""
     try:
-        settings.engine_for(file.page_size)
+        engine = engine_options(settings, file.page_size)
     except ConfigError as error:
         return attrs.evolve(row, status="unavailable", reason=str(error), remedy="mend the configuration", error=error)
-    short = _shortage(row, file, settings.engine.prealloc)
-    return row if short is None else attrs.evolve(row, status="unavailable", reason=short[0], remedy=short[1])
+    if (short := _shortage(row, file, engine)) is not None:
+        return attrs.evolve(row, status="unavailable", reason=short[0], remedy=short[1])
+    ignored = placement.why_ignored(file, engine.numa) if engine.numa is not None else ""
+    return attrs.evolve(row, notes=(f"numa is not effective: {ignored}",)) if ignored else row
 
 
-def _shortage(row: Row, file: BackingFile, wanted: int) -> tuple[str, str] | None:
-    """Why *wanted* bytes cannot be committed when a built-in backend is opened, and what would help."""
+def _shortage(row: Row, file: BackingFile, engine: EngineOptions) -> tuple[str, str] | None:
+    """Why ``prealloc`` cannot be committed when a built-in backend is opened, and what would help."""
+    wanted = engine.prealloc
     if not wanted:
         return None
     asked = f"prealloc = {format_size(wanted)} cannot be had"
+    lockable = placement.lockable() if engine.lock and row.name != "hugetlb" else None
+    if lockable is not None and lockable < wanted:
+        return f"{asked}: with lock, RLIMIT_MEMLOCK leaves {format_size(lockable)}", "ulimit -l unlimited"
     room = room_of(row, file.page_size, file.fd)
     if room is None or room >= wanted:
         return None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 from memplat.backends.hugetlb.pool import Pool
 from memplat.backends.memfd import HugePages, huge_decision
 from memplat.doctor.findings import Finding, State
-from memplat.linux import offers, system
+from memplat.engine import placement
+from memplat.linux import numa, offers, system
 from memplat.ranges import GIB, format_size
 
 _MEMORY: Final = "memory"
@@ -27,6 +27,7 @@ def examine_host() -> Iterator[Finding]:
     yield _ram()
     yield _swap()
     yield _overcommit()
+    yield _nodes()
     yield from _pools()
     yield _hugetlbfs()
     yield from _transparent()
@@ -50,6 +51,12 @@ def _swap() -> Finding:
     where = ", ".join(area.path for area in areas) or "unknown"
     says = f"{format_size(host.swap)}, {format_size(host.swap_free)} free, in {where}"
     return Finding(_MEMORY, "swap", State.GOOD, says, data=data)
+
+
+def _nodes() -> Finding:
+    nodes = numa.nodes_with_memory()
+    says = "unknown" if nodes is None else f"with memory: {', '.join(map(str, nodes))}"
+    return Finding(_MEMORY, "NUMA nodes", State.GOOD, says, data={"nodes": nodes})
 
 
 def _overcommit() -> Finding:
@@ -145,12 +152,12 @@ def _address_space() -> Finding:
 
 
 def _locking() -> Finding:
-    limit, exempt = offers.locked_memory_limit(), os.geteuid() == 0
-    data = {"limit": limit, "exempt": exempt}
-    if limit is None or exempt:
-        says = "no limit (RLIMIT_MEMLOCK)" if limit is None else f"{format_size(limit)}, which does not bind root"
-        return Finding(_LIMITS, "locked memory", State.GOOD, says, data=data)
-    says = f"{format_size(limit)} (RLIMIT_MEMLOCK)"
+    limit, left = offers.locked_memory_limit(), placement.lockable()
+    data = {"limit": limit, "left": left}
+    if limit is None or left is None:
+        exempt = "" if limit is None else f"; {format_size(limit)} does not bind those with CAP_IPC_LOCK"
+        return Finding(_LIMITS, "locked memory", State.GOOD, f"no limit (RLIMIT_MEMLOCK{exempt})", data=data)
+    says = f"{format_size(limit)} (RLIMIT_MEMLOCK), {format_size(left)} left: that much can be had with lock"
     return Finding(_LIMITS, "locked memory", State.LIMITED, says, "ulimit -l unlimited", data)
 
 

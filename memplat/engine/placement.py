@@ -43,7 +43,7 @@ class Placement:
         self._page_size = file.page_size
         self._numa = options.numa
         self._lock = options.lock
-        if self._numa is not None and (why := _numa_is_ignored(file, self._numa)):
+        if self._numa is not None and (why := why_ignored(file, self._numa)):
             self._note(f"numa is not effective: {why}")
             self._numa = None
         if self._lock and filesystems.file_system(file.fd).magic == filesystems.HUGETLBFS_MAGIC:
@@ -68,7 +68,7 @@ class Placement:
 
         :raises OSError: ENOMEM if RLIMIT_MEMLOCK does not allow what is needed
         """
-        room = _lockable() if self._lock else None
+        room = lockable() if self._lock else None
         if room is None:
             return target
         if size + room < needed:
@@ -107,7 +107,7 @@ def _bind(address: int, length: int, wanted: Numa) -> None:
     numa.mbind(address, length, mode, nodes)
 
 
-def _numa_is_ignored(file: BackingFile, wanted: Numa) -> str:
+def why_ignored(file: BackingFile, wanted: Numa) -> str:
     """Why *wanted* would change nothing for the pages of *file*; empty if it does."""
     system = filesystems.file_system(file.fd)
     if system.magic not in (filesystems.TMPFS_MAGIC, filesystems.HUGETLBFS_MAGIC):
@@ -127,7 +127,7 @@ def _numa_is_ignored(file: BackingFile, wanted: Numa) -> str:
     return ""
 
 
-def _lockable() -> int | None:
+def lockable() -> int | None:
     """The bytes that this process may still lock; ``None`` without a limit.
 
     getrlimit(2), RLIMIT_MEMLOCK: "the maximum number of bytes of memory that may be locked into RAM"; capabilities(7),

@@ -13,9 +13,11 @@ import pytest
 
 import memplat
 from memplat.doctor import diagnose
+from memplat.engine import placement
 from memplat.errors import BackendUnavailableError, ConfigError, PluginError
-from memplat.linux import system
-from tests.hostparts import MIB, hugetlb_pool, mounted, setting, tmpfs_mount
+from memplat.linux import numa, system
+from tests.hostparts import MIB, hugetlb_pool, loop_mount, mounted, setting, tmpfs_mount
+from tests.needs import needs
 from tests.unit.conformance import strangers
 
 BUSY = strangers.GOOD.replace(
@@ -203,6 +205,42 @@ def test_a_size_that_the_pages_do_not_divide_is_a_wrong_configuration_only_where
         assert agree(config)[0] == "memfd"
     with hugetlb_pool(4), pytest.raises(ConfigError, match=r"no multiple of the backend's page size, 2097152"):
         diagnose(str(config), None)
+
+
+def test_numa_nodes_that_the_host_does_not_have_are_a_wrong_configuration(tmp_path: Path) -> None:
+    if numa.nodes_with_memory() is None:
+        needs("numa", "the kernel knows no nodes")
+    config = write(tmp_path, "[memory]\nkeep = 0\nnuma = {policy = 'bind', nodes = [1023]}\n")
+    with pytest.raises(ConfigError, match=r":3: memory\.numa: the host has no memory on node 1023"):
+        memplat.open(config=config)
+    with pytest.raises(ConfigError, match=r":3: memory\.numa: the host has no memory on node 1023"):
+        diagnose(str(config), None)
+
+
+def test_what_is_not_effective_is_a_note_as_it_is_of_the_memory(tmp_path: Path) -> None:
+    with loop_mount("ext4") as place:
+        config = write(
+            tmp_path,
+            f"[memory]\nbackend = 'tmpfile'\nnuma.policy = 'local'\ntmpfile.directory = '{place}'\n",
+        )
+        assert agree(config)[0] == "tmpfile"
+        (row,) = diagnose(str(config), None).survey.wanted
+        with memplat.open(config=config) as memory:
+            assert memory.backend.notes == row.notes
+        assert "numa is not effective: the file is on ext4" in row.notes[0]
+
+
+def test_prealloc_that_may_not_be_locked_passes_over_the_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "lockable", lambda: MIB)
+    config = write(tmp_path, "[memory]\nbackend = ['memfd']\nlock = true\nprealloc = '16MiB'\n")
+    taken, said = agree(config)
+    assert (taken, said[0][1]) == (
+        None,
+        "prealloc = 16 MiB cannot be had: with lock, RLIMIT_MEMLOCK leaves 1 MiB",
+    )
+    assert diagnose(str(config), None).mendings()[0].how == "ulimit -l unlimited"
 
 
 def test_a_remedy_for_the_taken_backend_is_kept_too(tmp_path: Path) -> None:

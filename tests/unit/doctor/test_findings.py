@@ -15,7 +15,8 @@ from memplat.doctor import kernel as kernel_findings
 from memplat.doctor.host import examine_host
 from memplat.doctor.kernel import examine_kernel
 from memplat.doctor.places import examine_places
-from memplat.linux import offers, system
+from memplat.engine import placement
+from memplat.linux import numa, offers, system
 from memplat.linux.trials import Trial
 from tests.hostparts import MIB, hugetlb_pool, loop_mount, mounted, setting, swap_file, tmpfs_mount
 
@@ -86,9 +87,17 @@ def test_a_limited_cgroup_is_told_with_the_file_that_mends_it(tmp_path: Path, mo
 def test_limits_of_the_process_are_told_with_their_ulimit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system, "address_space_limit", lambda: 1 << 40)
     monkeypatch.setattr(offers, "locked_memory_limit", lambda: 8 * MIB)
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(placement, "lockable", lambda: 3 * MIB)
     assert named("address space").remedy == "ulimit -v unlimited"
     assert named("locked memory").remedy == "ulimit -l unlimited"
+    assert "3 MiB left" in named("locked memory").says
+
+
+def test_the_nodes_are_those_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = numa.nodes_with_memory()
+    assert named("NUMA nodes").data["nodes"] == nodes
+    monkeypatch.setattr(numa, "nodes_with_memory", lambda: None)
+    assert named("NUMA nodes").says == "unknown"
 
 
 # ---- huge pages
