@@ -27,7 +27,7 @@ class Document:
     file: str | None = None
     """The path as it was given, or ``None`` for a mapping."""
     text: str = attrs.field(default="", repr=False)
-    _lines: dict[KeyPath, int] = attrs.field(init=False, factory=dict, repr=False)
+    _places: dict[KeyPath, _Place] = attrs.field(init=False, factory=dict, repr=False)
     """Where each key is first mentioned; found out when it is first asked for."""
 
     @classmethod
@@ -53,28 +53,61 @@ class Document:
         except RecursionError as error:
             raise ConfigError("is no configuration: it is nested too deeply", file=file) from error
 
-    def line_of(self, path: KeyPath) -> int | None:
+    def line_of(self, path: KeyPath, index: int | None = None) -> int | None:
         r"""The line, from 1, of the statement that first mentions *path*; ``None`` if there is no file or no such key.
+        With *index*, the line in which that element of its list ends.
 
-        >>> Document({}, "x", "[a]\nb.c = 1\n").line_of(("a", "b", "c"))
+        >>> Document({}, "x", "[a]\nb.c = [1,\n2]\n").line_of(("a", "b", "c"))
         2
+        >>> Document({}, "x", "[a]\nb.c = [1,\n2]\n").line_of(("a", "b", "c"), 1)
+        3
         """
-        if not self._lines:
-            self._lines.update(_lines_of(self.text))
-        return self._lines.get(path)
+        if not self._places:
+            self._places.update(_find_places(self.text))
+        place = self._places.get(path)
+        if place is None:
+            return None
+        return place.line if index is None else place.line + _lines_before(place, path, index)
 
 
-def _lines_of(text: str) -> dict[KeyPath, int]:
-    lines: dict[KeyPath, int] = {}
+@attrs.frozen
+class _Place:
+    """A statement, the line that it begins in, and the table that it stands in."""
+
+    line: int
+    statement: str
+    table: KeyPath
+
+
+def _find_places(text: str) -> dict[KeyPath, _Place]:
+    places: dict[KeyPath, _Place] = {}
     table: KeyPath = ()
     for line, statement in _statements(text):
         is_header = statement.lstrip().startswith("[")
-        mentioned = list(_paths(tomllib.loads(statement), () if is_header else table))
+        above = () if is_header else table
+        mentioned = list(_paths(tomllib.loads(statement), above))
         if is_header:
             table = mentioned[-1]
         for key in mentioned:
-            lines.setdefault(key, line)
-    return lines
+            places.setdefault(key, _Place(line, statement, above))
+    return places
+
+
+def _lines_before(place: _Place, path: KeyPath, index: int) -> int:
+    """How many lines of the statement come before the one in which the element of its list ends: those whose text, with
+    the list closed behind it, has too few of them.
+    """
+    lines = place.statement.split("\n")
+    for count in range(1, len(lines)):
+        try:
+            found: Any = tomllib.loads("\n".join(lines[:count]) + "\n]")
+        except tomllib.TOMLDecodeError:  # in the middle of something longer
+            continue
+        for key in path[len(place.table) :]:
+            found = found.get(key) if isinstance(found, dict) else None
+        if isinstance(found, list) and len(found) > index:
+            return count - 1
+    return len(lines) - 1
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:

@@ -111,24 +111,24 @@ class Layers:
         """A list, or an option of the engine: structured at once, so that a mistake that is overridden is still one."""
         if key == "backend":
             value: Any = self._known_plugins(setting)
-            if not value:
+            if setting.value in ([], ()):
                 raise setting.source.error("names no backend")
         elif key == "extensions":
             value = self._known_plugins(setting)
         elif key == "plugins":
-            value = frozenset(_plugin_list(setting, names_only=True))
+            value = frozenset(item for item, _ in _plugin_list(setting, self._report, names_only=True))
         else:
             value = structured(EngineOptions, key, setting)
             _check_engine_value(key, value, setting.source)
         self._values[key] = Setting(value, setting.source)
 
     def _known_plugins(self, setting: Setting) -> tuple[BackendItem, ...]:
-        found = _plugin_list(setting)
-        for item in found:
+        found = _plugin_list(setting, self._report)
+        for item, source in found:
             if isinstance(item, str):
                 with reporting(self._report):
-                    self._check_name(item, setting.source)
-        return found
+                    self._check_name(item, source)
+        return tuple(item for item, _ in found)
 
     def _add_options(self, backend: str, setting: Setting) -> None:
         self._check_name(backend, setting.source)
@@ -195,22 +195,23 @@ def _check_engine_value(key: str, value: Any, source: Source) -> None:
         raise source.error(f"{value} is no possible number of threads: allowed are 1 to {structure.MOST_THREADS}")
 
 
-def _plugin_list(setting: Setting, *, names_only: bool = False) -> tuple[BackendItem, ...]:
-    """One name or plugin, or a list of them; a plugin itself only in Python."""
+def _plugin_list(setting: Setting, report: Report, *, names_only: bool = False) -> list[tuple[BackendItem, Source]]:
+    """One name or plugin, or a list of them, and where each stands; a plugin itself only in Python."""
     value, source = setting.value, setting.source
     objects = source.origin is Origin.ARGUMENT and not names_only
     one = isinstance(value, str) or (objects and not isinstance(value, list | tuple | Mapping | int | float))
     if not one and not isinstance(value, list | tuple):
         raise source.error(f"expected a name or a list of names, got {value!r} ({type(value).__name__})")
-    items = (value,) if one else tuple(value)
-    for item in items:
+    found: list[tuple[BackendItem, Source]] = []
+    for item, place in [(value, source)] if one else [(item, source.element(i)) for i, item in enumerate(value)]:
         is_name = isinstance(item, str) and item != ""
         if not is_name and (not objects or item is None or isinstance(item, str | int | float)):
-            raise source.error(f"expected a name, got {item!r} ({type(item).__name__})")
-    for index, item in enumerate(items):
-        if any(item is other or (isinstance(item, str) and item == other) for other in items[:index]):
-            raise source.error(f"lists {item!r} twice")
-    return items
+            report(place.error(f"expected a name, got {item!r} ({type(item).__name__})"))
+        elif any(item is other or (isinstance(item, str) and item == other) for other, _ in found):
+            report(place.error(f"lists {item!r} twice"))
+        else:
+            found.append((item, place))
+    return found
 
 
 def check_top(document: Document, report: Report = stop) -> None:

@@ -31,6 +31,8 @@ class Source:
     origin: Origin
     path: KeyPath
     document: Document | None = attrs.field(default=None, repr=False)
+    index: int | None = None
+    """Which element of the list that stands there."""
 
     @property
     def key(self) -> str:
@@ -49,12 +51,18 @@ class Source:
         """
         if self.document is None:
             return None
+        if self.index is not None:
+            return self.document.line_of(self.path, self.index)
         above = (self.path[:length] for length in range(len(self.path), 0, -1))
         return next((line for path in above if (line := self.document.line_of(path)) is not None), None)
 
     def below(self, *path: str) -> Source:
         """The source of something inside this value."""
         return attrs.evolve(self, path=(*self.path, *path))
+
+    def element(self, index: int) -> Source:
+        """The source of an element of the list that stands here. It has no key of its own."""
+        return attrs.evolve(self, index=index)
 
     def error(self, message: str, kind: type[ConfigError] = ConfigError) -> ConfigError:
         """A configuration error that names file, line and key."""

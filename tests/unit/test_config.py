@@ -229,7 +229,7 @@ def test_profiles_are_listed():
         ("[memory]\nmax_sise = 1\n", 2, "memory.max_sise", 'did you mean "max_size"'),
         ("[memroy]\n", 1, "memroy", 'did you mean "memory"'),
         ("[memory]\n\n[memory.memfs]\n", 3, "memory.memfs", 'did you mean "memfd"'),
-        ("[memory]\nbackend = ['memfd',\n 'hugtlb']\n", 2, "memory.backend", 'did you mean "hugetlb"'),
+        ("[memory]\nbackend = ['memfd',\n 'hugtlb']\n", 3, "memory.backend", 'did you mean "hugetlb"'),
         ("[memory]\nbackend = 3\n", 2, "memory.backend", "expected a name or a list of names"),
         ("[memory]\nbackend = []\n", 2, "memory.backend", "names no backend"),
         ("[memory]\nbackend = ['memfd', 1]\n", 2, "memory.backend", "expected a name, got 1"),

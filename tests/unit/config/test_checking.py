@@ -151,12 +151,19 @@ def test_options_of_a_backend_without_any_are_each_a_mistake(tmp_path: Path) -> 
         "[profile]\np = 1\n",
         "[profile.p]\nmemory = 1\n",
         "[[memory]]\n",
-        "[memory]\nplugins = [{}, 1]\n",
+        "[memory]\nplugins = [{}]\n",
         "[profile.''.memory]\nkeep = -1\n",
     ],
 )
 def test_what_is_no_table_is_a_mistake_and_no_crash(tmp_path: Path, text: str) -> None:
     assert len(check(tmp_path, text)) == 1
+
+
+def test_each_wrong_element_of_a_list_is_told_with_its_own_line(tmp_path: Path) -> None:
+    text = "[memory]\nbackend = [ # two lines\n  'memfs', 'memfd',\n  1,\n  'memfd',\n  'plane'\n]\n"
+    assert where(check(tmp_path, text)) == [(line, "memory.backend") for line in (3, 4, 5, 6)]
+    for profile in ("[profile.p]\nmemory.extensions = ['plain',\n'x']\n", "[profile]\np.memory.plugins = [\n[\n]]\n"):
+        assert [line for line, _ in where(check(tmp_path, profile))] == [3 if "x" in profile else 4]
 
 
 def test_the_first_mistake_of_the_list_is_no_other_than_the_parsers(tmp_path: Path) -> None:
