@@ -38,7 +38,9 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _beside_others() -> Iterator[None]:
+def _beside_others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests run in several processes; one that changes what the others stand on waits until it has the host alone."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        quiet.open(tmp_path_factory.getbasetemp().parent)
     with quiet.shared():
         yield

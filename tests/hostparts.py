@@ -135,26 +135,31 @@ def family(setting: Path) -> Path:
 
 
 class _Quiet:
-    """Every test shares the host with the tests of other processes; one that disturbs them has it alone.
+    """Each test shares the host with those in the other processes of its run; one that disturbs them has it alone.
 
     What disturbs: transparent huge pages for those who have not asked for any, and none for those who have. flock(2)
     on two files, because it lets readers overtake a writer: who waits to be alone holds the door, and none comes in.
+    Other runs on the same machine are not waited for: a soak test there may take hours.
     """
 
-    _DOOR, _ROOM = _MM / "transparent_hugepage" / "enabled", _MM / "transparent_hugepage" / "shmem_enabled"
+    _HARMLESS = (_MM / "transparent_hugepage" / "shmem_enabled", "advise")
 
     def __init__(self) -> None:
         self._room = self._door = -1
         self._alone = False
 
+    def open(self, directory: Path) -> None:
+        """Name the directory that all processes of the run have in common."""
+        if self._room < 0:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            self._door, self._room = (os.open(directory / name, flags, 0o600) for name in ("door", "room"))
+
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
         """For as long as a test lasts."""
-        if not self._ROOM.exists():
+        if self._room < 0:
             yield
             return
-        if self._room < 0:
-            self._door, self._room = (os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in (self._DOOR, self._ROOM))
         fcntl.flock(self._door, fcntl.LOCK_EX)
         fcntl.flock(self._room, fcntl.LOCK_SH)
         fcntl.flock(self._door, fcntl.LOCK_UN)
@@ -183,7 +188,7 @@ class _Quiet:
 
     def disturbs(self, file: Path, value: str) -> bool:
         """Whether others have to be kept away while *file* is set to *value*."""
-        return "transparent_hugepage" in file.parts and (file, value) != (self._ROOM, "advise")
+        return "transparent_hugepage" in file.parts and (file, value) != self._HARMLESS
 
 
 quiet = _Quiet()
@@ -257,6 +262,21 @@ def memory_cgroup() -> Iterator[Path]:
         finally:
             directory.rmdir()
     needs("cgroup", "no memory cgroup can be made")
+
+
+@contextlib.contextmanager
+def limited_cgroup(limit: int) -> Iterator[Path]:
+    """A memory cgroup of *limit* bytes, no swap; a process is in it once its number is in the file that it yields."""
+    with memory_cgroup() as directory:
+        for name, value in (
+            ("memory.limit_in_bytes", limit),
+            ("memory.swappiness", 0),
+            ("memory.max", limit),
+            ("memory.swap.max", 0),
+        ):
+            if (directory / name).exists():
+                (directory / name).write_text(str(value))
+        yield directory / "cgroup.procs"
 
 
 def in_another_process(code: str, *arguments: object, fds: Sequence[int] = ()) -> str:
