@@ -11,11 +11,13 @@ import pytest
 FEATURES: Final = frozenset(
     {
         "btrfs",
+        "busybox",
         "cachestat",
         "cgroup",
         "ext4",
         "hugetlb",
         "kvm",
+        "libc_static",
         "loop",
         "numa",
         "numpy",

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Final, NamedTuple
 
 MIB: Final = 1 << 20
@@ -244,6 +245,20 @@ def has_numa() -> bool:
 def has_numpy() -> bool:
     """This interpreter can import numpy."""
     return importlib.util.find_spec("numpy") is not None
+
+
+def has_busybox() -> bool:
+    """Debian's busybox-static, or another one that is statically linked: no program header names an interpreter."""
+    path = Path("/usr/bin/busybox")
+    return path.exists() and b"ld-linux" not in path.read_bytes()[:4096]
+
+
+def has_libc_static() -> bool:
+    """A C compiler, and a C library to link statically with it."""
+    if shutil.which("cc") is None:
+        return False
+    found = subprocess.run(["cc", "-print-file-name=libc.a"], capture_output=True, text=True, check=False)
+    return os.path.isabs(found.stdout.strip())
 
 
 def has_pyarrow() -> bool:

@@ -1,0 +1,263 @@
+"""Programs in the sandbox give the host's own results, on every platform and backend, and leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import random
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import memplat
+from examples.sandbox.elf import NotExecutableError
+from examples.sandbox.frames import PageCache, page_cache
+from examples.sandbox.kernel import Processor, Sandbox
+from memplat.memory import Memory
+from tests.hostparts import hugetlb_pool, tmpfs_mount
+from tests.needs import needs
+from tools.check_skips import has_busybox, has_libc_static
+
+BUSYBOX = "/usr/bin/busybox"
+ROOT = Path(memplat.__file__).parents[1]
+PLATFORMS = ("unicorn", "kvm")
+MIB = 1 << 20
+COMMANDS = {
+    "sha256sum": ["sha256sum"],
+    "sort": ["sort"],
+    "wc": ["wc"],
+    "awk": ["awk", "{n += length($0); words += NF} END {print NR, n, words}"],
+    "gzip": ["gzip", "-c"],
+}
+
+
+def make_cpu(platform: str, memory: Memory, owner: int) -> Processor:
+    try:
+        module: Any = importlib.import_module(f"examples.sandbox.cpu_{platform}")
+    except ImportError:
+        needs("unicorn", "it is not installed")
+    try:
+        cpu: Processor = (module.KvmCpu if platform == "kvm" else module.UnicornCpu)(memory, owner)
+    except memplat.HostError as error:
+        needs("kvm", str(error))
+    return cpu
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of lines, a little more than 1 MB."""
+    if not has_busybox():
+        needs("busybox", "there is no static /usr/bin/busybox")
+    path = tmp_path_factory.mktemp("read") / "text"
+    dice = random.Random(6)
+    words = [dice.randbytes(dice.randrange(1, 9)).hex() for _ in range(5000)]
+    lines = (" ".join(dice.choices(words, k=dice.randrange(1, 12))) for _ in range(20_000))
+    path.write_text("\n".join(lines) + "\n")
+    assert path.stat().st_size > 10**6
+    return path
+
+
+@contextlib.contextmanager
+def sandbox(
+    memory: Memory, cache: PageCache, platform: str, command: list[str], roots: list[str], owner: int = 7
+) -> Iterator[tuple[Sandbox, io.BytesIO]]:
+    output = io.BytesIO()
+    box = Sandbox(
+        memory,
+        cache,
+        make_cpu(platform, memory, owner),
+        owner=owner,
+        roots=roots,
+        stdout=output,
+        stderr=io.BytesIO(),
+    )
+    try:
+        box.load(command[0], command, {"LC_ALL": "C"})
+        yield box, output
+    finally:
+        box.close()
+
+
+def on_host(command: list[str]) -> bytes:
+    return subprocess.run(command, capture_output=True, check=True, env={"LC_ALL": "C"}).stdout
+
+
+def exactly(memory: Memory) -> Callable[[], None]:
+    """Compare the figures with fstat, every 200 system calls."""
+    calls = 0
+
+    def look() -> None:
+        nonlocal calls
+        calls += 1
+        if calls % 200 == 1:
+            usage = memory.update_usage()
+            assert usage.exact
+            assert usage.total == memory.total_usage()
+            assert set(usage.committed_by_owner.get(7, {})) <= {"anonymous", "system"}
+
+    return look
+
+
+def run_and_compare(memory: Memory, platform: str, command: list[str], text: Path) -> None:
+    with page_cache(memory) as cache, sandbox(memory, cache, platform, command, [str(text.parent)]) as (box, output):
+        outcome = box.run(on_call=exactly(memory))
+        assert (outcome.status, outcome.killed_by) == (0, "")
+        assert output.getvalue() == on_host(command)
+        assert outcome.shared_pages > 50
+        assert 0 < outcome.copied_pages < 20
+    memory.reclaim()
+    assert memory.total_usage() == 0
+    assert sum(memory.update_usage().allocated.values()) == 0
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("program", COMMANDS)
+def test_a_program_gives_the_hosts_own_result(platform: str, program: str, text: Path) -> None:
+    with memplat.open("memfd", config={}, reclaim="manual") as memory:
+        run_and_compare(memory, platform, [BUSYBOX, *COMMANDS[program], str(text)], text)
+
+
+@contextlib.contextmanager
+def opened(backend: str) -> Iterator[Memory]:
+    with contextlib.ExitStack() as stack:
+        options: dict[str, Any] = {}
+        if backend == "hugetlb":
+            stack.enter_context(hugetlb_pool(24))
+        if backend == "tmpfile":
+            options = {"directory": stack.enter_context(tmpfs_mount(64 * MIB))}
+        yield stack.enter_context(memplat.open(backend, config={}, reclaim="manual", **options))
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("backend", ["tmpfile", "hugetlb"])
+def test_on_every_backend(platform: str, backend: str, text: Path) -> None:
+    with opened(backend) as memory:
+        run_and_compare(memory, platform, [BUSYBOX, "sort", str(text)], text)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_on_hugetlb_the_pages_of_a_guest_are_packed(platform: str, text: Path) -> None:
+    command = [BUSYBOX, "wc", str(text)]
+    with contextlib.ExitStack() as stack:
+        memory = stack.enter_context(opened("hugetlb"))
+        cache = stack.enter_context(page_cache(memory))
+        box, _ = stack.enter_context(sandbox(memory, cache, platform, command, [str(text.parent)]))
+        assert box.run().status == 0
+        own = memory.update_usage().committed_by_owner[7]
+        assert own["anonymous"] == memory.page_size
+        assert own.get("system", 0) in (0, memory.page_size)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_two_sandboxes_are_two_owners_and_one_leaves_without_the_other(platform: str, text: Path) -> None:
+    command = [BUSYBOX, "sha256sum", str(text)]
+    in_the_middle, go_on = threading.Event(), threading.Event()
+    calls = 0
+
+    def pause() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 100:
+            in_the_middle.set()
+            assert go_on.wait(60)
+
+    with contextlib.ExitStack() as stack:
+        memory = stack.enter_context(memplat.open("memfd", config={}, reclaim="manual"))
+        cache = stack.enter_context(page_cache(memory))
+        first, output = stack.enter_context(sandbox(memory, cache, platform, command, [str(text.parent)], owner=1))
+        thread = threading.Thread(target=first.run, kwargs={"on_call": pause})
+        thread.start()
+        assert in_the_middle.wait(60)
+        before = memory.update_usage()
+        memory.set_limit(2, allocated=8 * MIB)
+        with sandbox(memory, cache, platform, [BUSYBOX, "sort", str(text)], [str(text.parent)], owner=2) as (
+            other,
+            _,
+        ):
+            program = cache.open(BUSYBOX).pages
+            assert program is not None
+            assert memory.inspect(program.start).refs == 3  # the cache, and both machines
+            outcome = other.run()
+            assert outcome.status == 0
+            during = memory.update_usage()
+            assert during.committed_by_owner[2]["anonymous"] > MIB
+            assert during.committed_by_owner[1] == before.committed_by_owner[1]
+        memory.reclaim()
+        after = memory.update_usage()
+        assert not any(after.committed_by_owner.get(2, {}).values())
+        assert after.committed_by_owner == before.committed_by_owner
+        assert after.exact
+        go_on.set()
+        thread.join()
+        assert output.getvalue() == on_host(command)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_a_limit_on_one_does_not_touch_the_other(platform: str, text: Path) -> None:
+    roots, command = [str(text.parent)], [BUSYBOX, "sort", str(text), str(text)]
+    with memplat.open("memfd", config={}, reclaim="manual") as memory, page_cache(memory) as cache:
+        memory.set_limit(1, allocated=4 * MIB if platform == "kvm" else 2 * MIB)  # one chunk each: KVM has page tables
+        with sandbox(memory, cache, platform, command, roots, owner=1) as (poor, _):
+            assert "out of memory" in poor.run().killed_by
+            with sandbox(memory, cache, platform, command, roots, owner=2) as (rich, output):
+                assert rich.run().status == 0
+                assert output.getvalue() == on_host(command)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_a_guest_sees_only_what_it_was_given(platform: str, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "way_out").symlink_to("/etc/passwd")
+    with memplat.open("memfd", config={}, reclaim="manual") as memory, page_cache(memory) as cache:
+        for path in ("/etc/passwd", str(text), str(tmp_path / "way_out"), f"{tmp_path}/../../etc/passwd"):
+            with sandbox(memory, cache, platform, [BUSYBOX, "cat", path], [str(tmp_path)]) as (box, output):
+                outcome = box.run()
+                assert outcome.status == 1
+                assert output.getvalue() == b""
+                assert outcome.missing[f"path {path}"] >= 1
+
+
+@pytest.fixture(scope="module")
+def memory_user(tmp_path_factory: pytest.TempPathFactory) -> str:
+    if not has_libc_static():
+        needs("libc_static", "there is no C compiler with a static C library")
+    path = tmp_path_factory.mktemp("built") / "memory_user"
+    source = ROOT / "examples" / "sandbox" / "memory_user.c"
+    subprocess.run(["cc", "-O1", "-static", "-o", path, source], check=True)
+    return str(path)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("backend", ["memfd", "hugetlb"])
+def test_a_program_that_uses_memory_in_every_way(platform: str, backend: str, memory_user: str) -> None:
+    with opened(backend) as memory:
+        with page_cache(memory) as cache, sandbox(memory, cache, platform, [memory_user], []) as (box, output):
+            outcome = box.run()
+            lines = output.getvalue().decode().splitlines()
+            assert (outcome.status, outcome.killed_by, len(lines)) == (0, "", 15), lines
+            assert all(line.startswith("good") for line in lines)
+        memory.reclaim()
+        assert memory.total_usage() == 0
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_a_program_that_crashes_takes_nobody_with_it(platform: str, memory_user: str) -> None:
+    with memplat.open("memfd", config={}, reclaim="manual") as memory:
+        with page_cache(memory) as cache, sandbox(memory, cache, platform, [memory_user, "crash"], []) as (box, _):
+            outcome = box.run()
+            assert outcome.status == 128 + 11
+            assert "SIGSEGV: a store at" in outcome.killed_by
+        memory.reclaim()
+        assert memory.total_usage() == 0
+
+
+def test_what_is_no_static_program_is_refused(text: Path) -> None:
+    with memplat.open("memfd", config={}, reclaim="manual") as memory, page_cache(memory) as cache:
+        for path in (str(text), os.path.realpath("/bin/sh")):
+            with pytest.raises(NotExecutableError), sandbox(memory, cache, "unicorn", [path], []):
+                pass
