@@ -101,15 +101,14 @@ def run_all(memory: Memory, jobs: list[Job], platform: str, roots: list[str], co
     memory.reclaim()
 
 
-def demonstration(host: list[str]) -> tuple[list[list[str]], list[str]]:
-    """What to run if nothing was named: three programs of busybox over memplat's own sources."""
+def demonstration(named: tuple[str, ...]) -> tuple[list[list[str]], list[str]]:
+    """What to run if no command was given: three programs of busybox, over *named* files or memplat's own sources."""
     directory = os.path.dirname(os.path.abspath(memplat.__file__))
-    files = sorted(
+    files = list(named) or sorted(
         os.path.join(at, name) for at, _, names in os.walk(directory) for name in names if name.endswith(".py")
     )
-    files *= 4  # so that there is something to be seen
-    commands = [[*host, "sha256sum", *files], [*host, "sort", *files], [*host, "wc", *files]]
-    return commands, [directory]
+    commands = [[_BUSYBOX, program, *files * (1 if named else 4)] for program in ("sha256sum", "sort", "wc")]
+    return commands, [os.path.dirname(path) for path in named] or [directory]
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]})
@@ -119,6 +118,7 @@ def demonstration(host: list[str]) -> tuple[list[list[str]], list[str]]:
 @click.option("--profile", help="The profile of the configuration that is to count.")
 @click.option("--platform", type=click.Choice(["unicorn", "kvm"]), default="unicorn", show_default=True)
 @click.option("--dir", "roots", multiple=True, type=click.Path(exists=True), help="A directory that programs may read.")
+@click.option("--read", multiple=True, type=click.Path(exists=True), help="Without COMMAND: a file to work on.")
 @click.option("--copies", type=click.IntRange(1, 64), default=1, help="So many sandboxes with the same program.")
 @click.option("--limit", help="What one sandbox may allocate, such as 64MiB.")
 def main(
@@ -128,6 +128,7 @@ def main(
     profile: str | None,
     platform: str,
     roots: tuple[str, ...],
+    read: tuple[str, ...],
     copies: int,
     limit: str | None,
 ) -> None:
@@ -139,7 +140,7 @@ def main(
     if command:
         commands, shown = [list(command)] * copies, False
     else:
-        commands, allowed = demonstration([_BUSYBOX])
+        commands, allowed = demonstration(read)
     jobs = [
         Job(owner, words, io.BytesIO() if shown or copies > 1 else sys.stdout.buffer, sys.stderr.buffer)
         for owner, words in enumerate(commands, 1)

@@ -17,6 +17,7 @@ from memplat import config as configuration
 from memplat.cli.demo import workers as worker_processes
 from memplat.cli.demo.job import DemoError, Observe, Report, Source, run_demo
 from memplat.cli.demo.render import as_json, show_opened, show_report
+from memplat.cli.demo.sandbox import run_sandbox
 from memplat.cli.options import make_console, selection_options
 from memplat.memory import Memory
 from memplat.plugins import list_plugins
@@ -29,6 +30,7 @@ from memplat.plugins import list_plugins
 @click.option("--workers", type=click.IntRange(1, 256), help="How many processes; as many as there are processors.")
 @click.option("--json", "to_json", is_flag=True, help="Print the report as JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="List every file.")
+@click.option("--sandbox", is_flag=True, help="Run programs in the sandbox of the source tree instead.")
 def demo(
     files: tuple[Path, ...],
     backend: str | None,
@@ -37,6 +39,7 @@ def demo(
     workers: int | None,
     to_json: bool,
     verbose: bool,
+    sandbox: bool,
 ) -> None:
     """Load FILES (memplat's own sources if there are none) into a memory, let processes look at them, and check it all.
 
@@ -44,7 +47,12 @@ def demo(
     SHA-256 and word count into an anonymous range. The results are compared with hashlib, the usage by kind with the
     sizes of the files and with fstat, and in the end everything has to be back with the host. Exit status 1 if anything
     does not add up.
+
+    With --sandbox, unmodified programs (busybox) work on the files inside of the Unicorn emulator, in memory of the
+    same kind, and their output is compared with that of the host's own. Needs the source tree, and the extra "unicorn".
     """
+    if sandbox:
+        raise SystemExit(run_sandbox(files, backend, config, profile))
     sources = [_look_at(path) for path in files or _own_sources()]
     console = make_console()
     names = [name.strip() for name in backend.split(",")] if backend is not None else None
