@@ -8,7 +8,8 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from itertools import accumulate
+from itertools import accumulate, islice, repeat
+from operator import itemgetter, sub
 from typing import Final
 
 import attrs
@@ -23,23 +24,9 @@ SYSTEM: Final = str(MemoryKind.SYSTEM)
 #: Every kind with 0, to be copied: going through an enumeration takes longer than the rest of a small scan.
 NOTHING: Final[dict[str, int]] = dict.fromkeys(map(str, MemoryKind), 0)
 
-#: Up to so many runs are summed one by one; for more, the sums up to each extent are worked out first.
+#: Up to so many runs are summed one by one; more, all at once.
 _FEW_RUNS: Final = 32
-
-
-class Coverage:
-    """Answers how many bytes of a range are committed, in O(log extents)."""
-
-    def __init__(self, extents: array[int]) -> None:
-        self.starts = extents[0::2]
-        self.ends = extents[1::2]
-        self._before = array("q", accumulate(flat.lengths(extents), initial=0))
-
-    def below(self, offset: int) -> int:
-        """Committed bytes below *offset*."""
-        index = bisect_right(self.starts, offset)
-        before: int = self._before[index]
-        return before - max(0, self.ends[index - 1] - offset) if index else 0
+_LAST: Final = itemgetter(3)
 
 
 @attrs.define
@@ -112,7 +99,7 @@ def _committed_runs(extents: array[int], total: int, table: PageTable) -> Iterab
         return _by_extent(extents, table)
     if len(table.segments) <= _FEW_RUNS:
         return _by_few_runs(extents, total, table)
-    return _by_run(extents, table)
+    return _by_run(extents, total, table)
 
 
 def _by_extent(extents: array[int], table: PageTable) -> Iterator[tuple[int, int, pages.Value, int]]:
@@ -134,14 +121,21 @@ def _by_few_runs(extents: array[int], total: int, table: PageTable) -> Iterator[
     yield most, most_end, most_value, rest
 
 
-def _by_run(extents: array[int], table: PageTable) -> Iterator[tuple[int, int, pages.Value, int]]:
-    below = Coverage(extents).below
-    before = 0
-    for start, end, value in table.runs():
-        until = below(end)
-        if until != before:
-            yield start, end, value, until - before
-            before = until
+def _by_run(extents: array[int], total: int, table: PageTable) -> Iterator[tuple[int, int, pages.Value, int]]:
+    """All runs at once: for each, what is committed below its start. 65,536 are common, so no step is a loop here."""
+    keys, values = table.segments.columns()
+    shift = table.page_size.bit_length() - 1
+    edges = [key << shift for key in keys]
+    # Of the extents that begin at or below an edge only the last one can reach beyond it.
+    indices = list(map(bisect_right, repeat(extents[0::2].tolist()), edges))
+    sums = list(accumulate(flat.lengths(extents), initial=0))
+    ends = [0, *extents[1::2]]
+    beyond = map(max, map(sub, map(ends.__getitem__, indices), edges), repeat(0))
+    below = list(map(sub, map(sums.__getitem__, indices), beyond))
+    below.append(total)
+    edges.append(table.size)
+    inside = map(sub, islice(below, 1, None), below)
+    return filter(_LAST, zip(edges, islice(edges, 1, None), values, inside, strict=False))
 
 
 def _charge_free(result: Attribution, extents: array[int], table: PageTable) -> None:

@@ -10,10 +10,8 @@ import time
 from array import array
 from typing import Final
 
-from memplat.engine import pages
 from memplat.engine.accounting import attribute_owner
 from memplat.engine.figures import Figures
-from memplat.engine.pages import PageTable
 from memplat.engine.state import EngineState
 from memplat.linux import extents as flat
 from memplat.ranges import FileRange
@@ -47,13 +45,14 @@ class Owners:
         """
         with self._state.lock:
             table = self._state.table
-            if owner == 0 or (whole_ns and len(table.segments) * _SEGMENT_NS > whole_ns):
+            walk = 0 if owner in table.watched else len(table.segments) * _SEGMENT_NS
+            if owner == 0 or walk > whole_ns > 0:
                 return None
-            ranges = ranges_of(table, owner)
+            used = table.ranges_of(owner)
+            ranges = list(map(FileRange, used[0::2], used[1::2]))
             if whole_ns:
                 return ranges if len(ranges) * _RANGE_NS < whole_ns else None
-            mine = sum(part.length for part in ranges)
-            return ranges if 2 * mine < sum(table.allocated.values()) else None
+            return ranges if 2 * flat.total(used) < sum(table.allocated.values()) else None
 
     def scan(self, whole: Usage, owner: int, ranges: list[FileRange]) -> Usage:
         """Find out what of *ranges* is committed. Only one scan at a time, of this kind or of all."""
@@ -106,13 +105,3 @@ class Owners:
                 extents = flat.union(extents, state.probe_reserved(holes))
             found.extend(extents)
         return found
-
-
-def ranges_of(table: PageTable, owner: int) -> list[FileRange]:
-    """What *owner* uses, upwards; neighbours are joined. O(segments)."""
-    ranges: list[FileRange] = []
-    for start, end, value in table.runs():
-        if value[0] == pages.USED and value[4] == owner:
-            joins = ranges and ranges[-1].end == start
-            ranges.append(FileRange(ranges.pop().start if joins else start, end))
-    return ranges

@@ -26,11 +26,13 @@ halfway; it leaves the table *torn*, and nobody may trust it any more.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from typing import Final, TypeAlias
 
 from memplat.engine.segments import SegmentSet
 from memplat.errors import DoubleFreeError, NotAllocatedError, ReferenceOverflowError
+from memplat.linux import extents as flat
 from memplat.ranges import HUGE_PAGE_SIZE, MIB, FileRange
 from memplat.types import MAX_REFS, MemoryKind, PageInfo, PageState
 
@@ -68,6 +70,9 @@ _SOURCES: Final = {FREE: _FREE, WASTE: _WASTE}
 #: Beyond so many kinds and owners the values of new pages are made anew.
 _MAX_INTERNED: Final = 1 << 12
 
+#: Of so many owners it is kept what they use, for scans of their pages alone.
+_MAX_WATCHED: Final = 64
+
 #: Makes a FileRange of a pair in half the time of calling the class.
 _file_range = tuple.__new__
 
@@ -81,6 +86,7 @@ class PageTable:
     :ivar releasing: bytes in the state releasing, joined gaps included
     :ivar changes: goes up with every change
     :ivar has_flags: whether any page carries a flag
+    :ivar watched: what those owners use whose ranges were asked for; see :meth:`ranges_of`
     :ivar torn: how many changes were begun and not ended: for those who hold the lock, how many were cut off
     """
 
@@ -101,6 +107,7 @@ class PageTable:
         self.changes = 0
         self.has_flags = False
         self.torn = 0
+        self.watched: dict[int, array[int]] = {}
         self._used: tuple[dict[tuple[str, int], Value], dict[tuple[str, int], Value]] = ({}, {})
 
     # -- growing and allocating ---------------------------------------------------------------------------------------
@@ -142,6 +149,8 @@ class PageTable:
             self.waste -= length
         allocated = self.allocated
         allocated[key] = allocated.get(key, 0) + length
+        if owner in self.watched:
+            flat.add(self.watched[owner], start, end)
         self.allocations += 1
         self.changes += 1
         self.torn -= 1
@@ -198,7 +207,7 @@ class PageTable:
             # By far the most frequent case: a whole allocation.
             self.torn += 1
             self.segments.assign_run(first, last, value, _WASTE[value[5]])
-            self._uncharge((value[3], value[4]), end - start)
+            self._uncharge((value[3], value[4]), start, end)
             self.torn -= 1
             return
         runs = self._runs_of(start, end)
@@ -234,7 +243,7 @@ class PageTable:
                 new = (state, refs, pins, kind, owner, pool)
             else:
                 new = _WASTE[pool]
-                self._uncharge((kind, owner), (last - first) << self._shift)
+                self._uncharge((kind, owner), first << self._shift, last << self._shift)
             self._replace(first, last, value, new)
         self.changes += 1
         self.torn -= 1
@@ -257,6 +266,10 @@ class PageTable:
             if not allocated[kind, old]:
                 del allocated[kind, old]
             allocated[kind, owner] = allocated.get((kind, owner), 0) + length
+            if old in self.watched:
+                flat.remove(self.watched[old], first << shift, last << shift)
+            if owner in self.watched:
+                flat.add(self.watched[owner], first << shift, last << shift)
             self.segments.assign(first, last, (state, refs, pins, kind, owner, pool))
         self.changes += 1
         self.torn -= 1
@@ -266,8 +279,11 @@ class PageTable:
         if not all(value[1] for _, _, value in self.segments.runs(start >> self._shift, end >> self._shift)):
             raise NotAllocatedError(self._not_allocated(what, start, end))
 
-    def _uncharge(self, key: tuple[str, int], length: int) -> None:
+    def _uncharge(self, key: tuple[str, int], start: int, end: int) -> None:
         """Pages that (kind, owner) used became waste."""
+        length = end - start
+        if key[1] in self.watched:
+            flat.remove(self.watched[key[1]], start, end)
         left = self.allocated[key] - length
         if left:
             self.allocated[key] = left
@@ -421,6 +437,30 @@ class PageTable:
         shift = self._shift
         return [FileRange(start << shift, end << shift) for start, end, here in self.flags.runs() if here == flag]
 
+    # -- owners -------------------------------------------------------------------------------------------------------
+
+    def ranges_of(self, owner: int) -> array[int]:
+        """What *owner* uses, as extents. O(segments) when first asked for this owner; from then on it is kept up to
+        date, until others were asked for more lately.
+        """
+        ranges = self.watched.pop(owner, None)
+        if ranges is None:
+            ranges = self._walk_for(owner)
+            if len(self.watched) >= _MAX_WATCHED:
+                del self.watched[next(iter(self.watched))]
+        self.watched[owner] = ranges  # the one asked for last comes last
+        return ranges[:]
+
+    def _walk_for(self, owner: int) -> array[int]:
+        ranges = flat.empty()
+        for start, end, value in self.runs():
+            if value[0] == USED and value[4] == owner:
+                if ranges and ranges[-1] == start:
+                    ranges[-1] = end
+                else:
+                    ranges.extend((start, end))
+        return ranges
+
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def runs(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, Value]]:
@@ -475,6 +515,8 @@ class PageTable:
         assert sums[WASTE] == self.waste, f"waste is {self.waste}, the pages say {sums[WASTE]}"
         assert sums[RELEASING] == self.releasing, f"releasing is {self.releasing}, the pages say {sums[RELEASING]}"
         assert sums[FREE] == self.free_bytes(), f"free is {self.free_bytes()}, the pages say {sums[FREE]}"
+        for owner, ranges in self.watched.items():
+            assert ranges == self._walk_for(owner), f"what owner {owner} uses is not what was kept of it"
         for start, end, flag in self.flags.runs():
             if flag in (RETAINED, KEPT):
                 for _, _, value in self.segments.runs(start, end):

@@ -73,6 +73,14 @@ class SegmentSet(Generic[V]):
             yield max(first, start), run_end, value
             first = run_end
 
+    def columns(self) -> tuple[list[int], list[V]]:
+        """All runs at once: their starts, upwards, and their values. For those who would go through all of them."""
+        if self._fresh or self._gone:
+            self._sort()
+        starts = list(self._sorted)
+        run = self._run
+        return starts, [run[start][1] for start in starts]
+
     def indexed_runs(self, value: V, length: int = 1) -> Iterator[tuple[int, int]]:
         """The runs of an indexed value of at least *length*, upwards."""
         index = self._index[value]

@@ -120,6 +120,17 @@ def subtract(a: array[int], b: array[int]) -> array[int]:
     return intersection(a, complement(b, a[0], a[-1]))
 
 
+def add(extents: array[int], start: int, end: int) -> None:
+    """Put ``[start, end)`` into *extents*, in place. O(log n), and a memmove."""
+    low, high = bisect_left(extents, start), bisect_right(extents, end)
+    edges = empty()
+    if not low % 2:  # else start lies within an extent, or where one ends
+        edges.append(start)
+    if not high % 2:
+        edges.append(end)
+    extents[low:high] = edges
+
+
 def remove(extents: array[int], start: int, end: int) -> int:
     """Take ``[start, end)`` out of *extents*, in place; returns how much of it was there. O(log n), and a memmove."""
     low, high = bisect_left(extents, start), bisect_right(extents, end)

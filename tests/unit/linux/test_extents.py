@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from array import array
 from itertools import pairwise
 
@@ -37,6 +38,33 @@ def test_union_intersection_and_difference_are_those_of_sets(a, b):
     assert flat.union(extents_of(a), extents_of(b)) == extents_of(a | b)
     assert flat.intersection(extents_of(a), extents_of(b)) == extents_of(a & b)
     assert flat.subtract(extents_of(a), extents_of(b)) == extents_of(a - b)
+
+
+@given(pages, bound, bound)
+def test_a_range_is_put_in_and_taken_out_in_place(a, start, end):
+    if start < end:
+        extents, window = extents_of(a), set(range(start, end))
+        flat.add(extents, start, end)
+        assert extents == extents_of(a | window)
+        extents = extents_of(a)
+        assert flat.remove(extents, start, end) == len(a & window)
+        assert extents == extents_of(a - window)
+
+
+@given(pages)
+def test_lengths_are_those_of_each_extent(a):
+    extents = extents_of(a)
+    assert list(flat.lengths(extents)) == [end - start for start, end in zip(extents[::2], extents[1::2], strict=True)]
+
+
+@pytest.mark.parametrize("distance", [0, 1, 1 << 40])
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 33, 64, 100, 127])
+def test_many_extents_are_measured_and_moved_as_few_are(count, distance):
+    a = frozenset(random.Random(count).sample(range(400), 3 * count))
+    extents = extents_of(a)
+    assert flat.measure(extents, 0, 401, 1) == len(a) == flat.total(extents)
+    wanted = [offset + distance for offset in extents]
+    assert flat.moved_pairs(extents[0::2], extents[1::2], distance) == (array("q", wanted), len(a))
 
 
 @given(pages, bound, bound)
