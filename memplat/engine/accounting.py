@@ -1,21 +1,22 @@
 """Who pays for which committed page: committed extents laid over the page table.
 
-Pure: works on what the commit scan found and on the page table, which must hold still meanwhile.
+Pure: :func:`lay_out` takes what it needs of the page table, which must hold still meanwhile; :func:`attribute` does the
+rest, which takes longer, without it.
 """
 
 from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice, repeat
-from operator import itemgetter, sub
+from operator import sub
 from typing import Final
 
 import attrs
 
 from memplat.engine import pages
-from memplat.engine.pages import PageTable
+from memplat.engine.pages import PageTable, Value
 from memplat.linux import extents as flat
 from memplat.ranges import FileRange
 from memplat.types import MemoryKind
@@ -26,7 +27,8 @@ NOTHING: Final[dict[str, int]] = dict.fromkeys(map(str, MemoryKind), 0)
 
 #: Up to so many runs are summed one by one; more, all at once.
 _FEW_RUNS: Final = 32
-_LAST: Final = itemgetter(3)
+#: With so many times more runs than extents, the extents are looked up one by one.
+_MANY_RUNS: Final = 4
 
 
 @attrs.define
@@ -60,22 +62,66 @@ class Attribution:
         return self.waste + self.retained + self.free_committed + self.unknown
 
 
-def attribute(extents: array[int], total: int, table: PageTable) -> Attribution:
-    """Charge the committed *extents* within the table's size, of *total* bytes, to whoever uses the pages."""
+@attrs.frozen
+class Layout:
+    """The page table as far as it matters to some extents: taken in a moment, to be worked on without the lock."""
+
+    extents: array[int]
+    total: int
+    page_size: int
+    size: int
+    runs: Sequence[tuple[int, int, Value, int]] | None
+    """Start, end, value and committed bytes of what is committed, if that is little."""
+    keys: Sequence[int]
+    """Else the first pages of all runs, upwards …"""
+    values: Sequence[Value]
+    """… and their values."""
+    retained: array[int]
+    kept: array[int]
+
+
+def lay_out(extents: array[int], total: int, table: PageTable) -> Layout:
+    """What :func:`attribute` needs to know for *extents* of *total* bytes, all of them within the table's size."""
+    runs: list[tuple[int, int, Value, int]] | None = None
+    keys: Sequence[int] = ()
+    values: Sequence[Value] = ()
+    if not extents or _MANY_RUNS * len(extents) < len(table.segments):
+        runs = list(_by_extent(extents, table))
+    elif len(table.segments) <= _FEW_RUNS:
+        runs = list(_by_few_runs(extents, total, table))
+    else:
+        keys, values = table.segments.columns()
+    retained, kept = (_flagged(table, flag) for flag in (pages.RETAINED, pages.KEPT))
+    return Layout(extents, total, table.page_size, table.size, runs, keys, values, retained, kept)
+
+
+def attribute(layout: Layout) -> Attribution:
+    """Charge the committed extents to whoever uses the pages."""
     result = Attribution()
-    sums: dict[tuple[int, str, int], int] = {}
-    for start, end, (state, _, _, kind, owner, _), nbytes in _committed_runs(extents, total, table):
-        if state == pages.FREE:
-            _charge_free(result, flat.intersect(extents, start, end), table)
-        key = state, kind, owner
-        sums[key] = sums.get(key, 0) + nbytes
-    for (state, kind, owner), nbytes in sums.items():
+    sums: dict[Value, int] = {}
+    free: list[tuple[int, int]] = []
+    if layout.runs is not None:
+        for start, end, value, nbytes in layout.runs:
+            sums[value] = sums.get(value, 0) + nbytes
+            if value[0] == pages.FREE:
+                free.append((start, end))
+    else:
+        edges, inside = _by_run(layout)
+        for value, nbytes in zip(layout.values, inside, strict=True):
+            if nbytes:
+                sums[value] = sums.get(value, 0) + nbytes
+        if any(value[0] == pages.FREE for value in sums):
+            both = zip(edges, islice(edges, 1, None), layout.values, inside, strict=False)
+            free = [(start, end) for start, end, value, nbytes in both if nbytes and value[0] == pages.FREE]
+    for (state, _, _, kind, owner, _), nbytes in sums.items():
         if state == pages.USED:
             result.charge(owner, kind, nbytes)
             continue
         result.charge(0, SYSTEM, nbytes)
         if state != pages.FREE:
             result.waste += nbytes
+    if free:
+        _charge_free(result, layout, free)
     return result
 
 
@@ -89,26 +135,13 @@ def attribute_owner(extents: array[int], table: PageTable, owner: int) -> Attrib
     return result
 
 
-def _committed_runs(extents: array[int], total: int, table: PageTable) -> Iterable[tuple[int, int, pages.Value, int]]:
-    """The runs that have committed pages, each with its committed bytes: by walking over the extents or over the runs,
-    whichever are fewer.
-    """
-    if not extents:
-        return ()
-    if len(extents) < len(table.segments):
-        return _by_extent(extents, table)
-    if len(table.segments) <= _FEW_RUNS:
-        return _by_few_runs(extents, total, table)
-    return _by_run(extents, total, table)
-
-
-def _by_extent(extents: array[int], table: PageTable) -> Iterator[tuple[int, int, pages.Value, int]]:
+def _by_extent(extents: array[int], table: PageTable) -> Iterator[tuple[int, int, Value, int]]:
     for extent_start, extent_end in zip(extents[0::2], extents[1::2], strict=True):
         for start, end, value in table.runs(extent_start, extent_end):
             yield start, end, value, end - start
 
 
-def _by_few_runs(extents: array[int], total: int, table: PageTable) -> Iterator[tuple[int, int, pages.Value, int]]:
+def _by_few_runs(extents: array[int], total: int, table: PageTable) -> Iterator[tuple[int, int, Value, int]]:
     """The run with most extents gets what the others leave: with one run nothing has to be added up."""
     runs = [(bisect_left(extents, end) - bisect_right(extents, start), start, end, v) for start, end, v in table.runs()]
     _, most, most_end, most_value = max(runs, key=lambda run: run[:2])
@@ -118,38 +151,37 @@ def _by_few_runs(extents: array[int], total: int, table: PageTable) -> Iterator[
         rest -= nbytes
         if nbytes:
             yield start, end, value, nbytes
-    yield most, most_end, most_value, rest
+    if rest:
+        yield most, most_end, most_value, rest
 
 
-def _by_run(extents: array[int], total: int, table: PageTable) -> Iterator[tuple[int, int, pages.Value, int]]:
-    """All runs at once: for each, what is committed below its start. 65,536 are common, so no step is a loop here."""
-    keys, values = table.segments.columns()
-    shift = table.page_size.bit_length() - 1
-    edges = [key << shift for key in keys]
+def _by_run(layout: Layout) -> tuple[list[int], list[int]]:
+    """Where each run begins, and the end of the last one; and what of each is committed. 65,536 are common, so no step
+    is a loop here.
+    """
+    extents, shift = layout.extents, layout.page_size.bit_length() - 1
+    edges = [key << shift for key in layout.keys]
     # Of the extents that begin at or below an edge only the last one can reach beyond it.
     indices = list(map(bisect_right, repeat(extents[0::2].tolist()), edges))
     sums = list(accumulate(flat.lengths(extents), initial=0))
     ends = [0, *extents[1::2]]
     beyond = map(max, map(sub, map(ends.__getitem__, indices), edges), repeat(0))
     below = list(map(sub, map(sums.__getitem__, indices), beyond))
-    below.append(total)
-    edges.append(table.size)
-    inside = map(sub, islice(below, 1, None), below)
-    return filter(_LAST, zip(edges, islice(edges, 1, None), values, inside, strict=False))
+    below.append(layout.total)
+    edges.append(layout.size)
+    return edges, list(map(sub, islice(below, 1, None), below))
 
 
-def _charge_free(result: Attribution, extents: array[int], table: PageTable) -> None:
-    for first, last in zip(extents[0::2], extents[1::2], strict=True):
-        for flag_start, flag_end, flag in _flags(table, first, last):
-            if flag == pages.RETAINED:
-                result.retained += flag_end - flag_start
-            else:
-                result.free_committed += flag_end - flag_start
-                if flag != pages.KEPT:
-                    result.strays.append(FileRange(flag_start, flag_end))
+def _charge_free(result: Attribution, layout: Layout, free: list[tuple[int, int]]) -> None:
+    """Tell what was retained and kept from what nobody wanted committed."""
+    runs = flat.from_starts_and_ends(*(array("q", edges) for edges in zip(*sorted(free), strict=True)))
+    committed = flat.intersection(runs, layout.extents)
+    retained = flat.total(flat.intersection(committed, layout.retained))
+    result.retained += retained
+    result.free_committed += flat.total(committed) - retained
+    strays = flat.subtract(flat.subtract(committed, layout.retained), layout.kept)
+    result.strays = list(map(FileRange, strays[0::2], strays[1::2]))
 
 
-def _flags(table: PageTable, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    shift = table.page_size.bit_length() - 1
-    for first, last, flag in table.flags.runs(start >> shift, end >> shift):
-        yield first << shift, last << shift, flag
+def _flagged(table: PageTable, flag: int) -> array[int]:
+    return array("q", [edge for part in table.flagged(flag) for edge in part])

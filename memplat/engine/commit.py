@@ -24,7 +24,7 @@ from typing import Final
 
 import attrs
 
-from memplat.engine.accounting import SYSTEM, Attribution, attribute
+from memplat.engine.accounting import SYSTEM, Attribution, Layout, attribute, lay_out
 from memplat.engine.figures import Figures, renewed
 from memplat.engine.owners import Owners
 from memplat.engine.refusals import reentrant
@@ -259,7 +259,13 @@ class Scanner:
                 total = flat.total(extents)
             self._known = extents if quiet and finding.proven else None
             self._known_total = total
-            return self._charge_locked(finding, extents, total, as_of)
+            table = state.table
+            foreign = 0
+            if extents and extents[-1] > table.size:
+                extents = flat.intersect(extents, 0, table.size)
+                foreign = total - flat.total(extents)
+            layout, changes = lay_out(extents, total - foreign, table), table.changes
+        return self._charge(finding, layout, changes, foreign, as_of)
 
     def _compare(self) -> tuple[Storage, bool]:
         """What the host spends now, and whether that is what is known, pages included."""
@@ -322,28 +328,27 @@ class Scanner:
 
     # -- charging -----------------------------------------------------------------------------------------------------
 
-    def _charge_locked(self, finding: _Finding, extents: array[int], total: int, as_of: float) -> Usage:
-        state = self._state
-        table = state.table
-        foreign = 0
-        if extents and extents[-1] > table.size:
-            extents = flat.intersect(extents, 0, table.size)
-            foreign = total - flat.total(extents)
-        attribution = attribute(extents, total - foreign, table)
-        missing = finding.storage.total - finding.storage.overhead - total
+    def _charge(self, finding: _Finding, layout: Layout, changes: int, foreign: int, as_of: float) -> Usage:
+        """The figures of the moment when the pages were laid out, and the table had seen so many *changes*."""
+        attribution = attribute(layout)
+        missing = finding.storage.total - finding.storage.overhead - layout.total - foreign
         if missing > 0 and not finding.proven:
             attribution.charge(0, SYSTEM, missing)  # the total is certain, only the purpose is not
             attribution.unknown = missing
-        if attribution.strays:
-            table.take_free(attribution.strays, to_waste=True)
-            state.wake()
-        self._whole_ns = time.monotonic_ns() - self._scan_began
-        self._count_locked(finding.method, self._whole_ns)
-        usage = self.figures.whole_locked(
-            attribution, finding.method, foreign, finding.storage, exact=finding.proven, as_of=as_of
-        )
-        self._seen_changes = table.changes
-        return usage
+        state = self._state
+        with state.lock:
+            table = state.table
+            still = table.changes == changes
+            if attribution.strays:
+                table.take_free(attribution.strays, to_waste=True)
+                state.wake()
+            self._whole_ns = time.monotonic_ns() - self._scan_began
+            self._count_locked(finding.method, self._whole_ns)
+            usage = self.figures.whole_locked(
+                attribution, finding.method, foreign, finding.storage, exact=finding.proven, as_of=as_of
+            )
+            self._seen_changes = table.changes if still else changes
+            return usage
 
 
 def _is_recent(usage: Usage, max_age: float) -> bool:

@@ -17,9 +17,11 @@ from memplat.linux import extents as flat
 from memplat.ranges import FileRange
 from memplat.types import Usage
 
-#: What it takes to probe a range and to look at a segment, about; in nanoseconds.
-_RANGE_NS: Final = 15_000
+#: What it takes to probe a range, until it is known, and to look at a segment, about; in nanoseconds.
+_RANGE_NS: Final = 20_000
 _SEGMENT_NS: Final = 300
+#: Scans of so many ranges tell what one takes.
+_MANY: Final = 16
 
 
 class Owners:
@@ -29,6 +31,7 @@ class Owners:
         self._state = state
         self._figures = figures
         self._last: dict[int, Usage] = {}
+        self._range_ns: float = _RANGE_NS
 
     def last_locked(self, whole: Usage, owner: int) -> Usage:
         """The newest figures of *owner*: of a scan of his own, or his part of the last one of all."""
@@ -51,7 +54,7 @@ class Owners:
             used = table.ranges_of(owner)
             ranges = list(map(FileRange, used[0::2], used[1::2]))
             if whole_ns:
-                return ranges if len(ranges) * _RANGE_NS < whole_ns else None
+                return ranges if len(ranges) * self._range_ns < whole_ns else None
             return ranges if 2 * flat.total(used) < sum(table.allocated.values()) else None
 
     def scan(self, whole: Usage, owner: int, ranges: list[FileRange]) -> Usage:
@@ -82,7 +85,10 @@ class Owners:
                 return None
             attribution = attribute_owner(extents, state.table, owner)
             state.counters["owner_scans"] += 1
-            state.counters["owner_scan_ns"] += time.perf_counter_ns() - started
+            spent = time.perf_counter_ns() - started
+            state.counters["owner_scan_ns"] += spent
+            if len(ranges) >= _MANY:
+                self._range_ns = spent / len(ranges)
             usage = self._last[owner] = self._figures.owner_locked(
                 whole,
                 owner,
