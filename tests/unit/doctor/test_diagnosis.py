@@ -16,7 +16,7 @@ from memplat.doctor import diagnose
 from memplat.engine import placement
 from memplat.errors import BackendUnavailableError, ConfigError, PluginError
 from memplat.linux import numa, system
-from tests.hostparts import MIB, hugetlb_pool, loop_mount, mounted, setting, tmpfs_mount
+from tests.hostparts import MIB, hugetlb_pool, loop_mount, mounted, tmpfs_mount
 from tests.needs import needs
 from tests.unit.conformance import strangers
 
@@ -243,11 +243,11 @@ def test_prealloc_that_may_not_be_locked_passes_over_the_backend(
     assert diagnose(str(config), None).mendings()[0].how == "ulimit -l unlimited"
 
 
-def test_a_remedy_for_the_taken_backend_is_kept_too(tmp_path: Path) -> None:
+def test_a_remedy_for_the_taken_backend_is_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "shmem_huge_pages", lambda: "never")
     config = write(tmp_path, "[memory.memfd]\nhuge = 'advise'\n")
-    with setting("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "never"):
-        assert agree(config)[0] == "memfd"
-        assert diagnose(str(config), None).mendings()[0].how.startswith("echo advise > ")
+    assert agree(config)[0] == "memfd"
+    assert diagnose(str(config), None).mendings()[0].how.startswith("echo advise > ")
 
 
 def test_each_remedy_is_told_once(tmp_path: Path) -> None:

@@ -118,17 +118,17 @@ def test_a_kernel_without_huge_pages_is_told_of(monkeypatch: pytest.MonkeyPatch)
     assert named("pools").state is State.MISSING
 
 
-@pytest.mark.parametrize(
-    ("value", "good"), [("never", False), ("deny", False), ("advise", True), ("within_size", True)]
-)
-def test_the_decision_for_memfds_is_told_with_its_reason(value: str, good: bool) -> None:
-    with setting(THP / "shmem_enabled", value):
-        found = named('memfd with huge = "advise"')
-        assert (found.state is State.GOOD) == good
-        assert f"shmem_enabled is {value}" in found.says
-        assert bool(found.remedy) != good
-        assert found.data["effective"] == ("advise" if good else "never")
-        assert f'so "{value}" is what counts for memfds' in named("transparent").says
+def test_the_decision_for_memfds_is_told_with_its_reason() -> None:
+    file = THP / "shmem_enabled"
+    with setting(file, "never"):
+        for value, good in (("never", False), ("deny", False), ("advise", True), ("within_size", True)):
+            file.write_text(value)
+            found = named('memfd with huge = "advise"')
+            assert (found.state is State.GOOD) == good
+            assert f"shmem_enabled is {value}" in found.says
+            assert bool(found.remedy) != good
+            assert found.data["effective"] == ("advise" if good else "never")
+            assert f'so "{value}" is what counts for memfds' in named("transparent").says
 
 
 # ---- the kernel

@@ -8,16 +8,22 @@ from pathlib import Path
 import pytest
 
 from memplat.linux import offers, system
-from tests.hostparts import MIB, mounted, run, setting, swap_file
+from tests.hostparts import MIB, mounted, run, swap_file
 
 THP = Path("/sys/kernel/mm/transparent_hugepage")
 
 
-def test_the_settings_for_transparent_huge_pages_are_the_kernels_words() -> None:
-    with setting(THP / "shmem_enabled", "within_size"), setting(THP / "enabled", "never"):
-        found = offers.transparent_huge_pages()
-        assert (found.enabled, found.shmem_enabled) == ("never", "within_size")
-        assert found.effective == system.shmem_huge_pages()
+def test_the_settings_for_transparent_huge_pages_are_the_kernels_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {
+        THP / "enabled": "always madvise [never]\n",
+        THP / "shmem_enabled": "always [within_size] advise never deny force\n",
+        THP / "hugepages-2048kB" / "shmem_enabled": "always [inherit] within_size advise never\n",
+    }
+    if THP.exists():
+        words = THP.joinpath("shmem_enabled").read_text().translate({ord("["): None, ord("]"): None}).split()
+        assert {"always", "within_size", "advise", "never"} <= set(words)
+    monkeypatch.setattr(system, "text_of", lambda path: texts.get(path, ""))
+    assert offers.transparent_huge_pages() == ("never", "within_size", "inherit", "within_size")
 
 
 def test_swap_areas_are_listed_while_they_are_in_use() -> None:
