@@ -59,12 +59,25 @@ class Share:
     :ivar lease: our end of a ticket's lease, ``None`` otherwise
     """
 
-    __slots__ = ("__weakref__", "_alive", "_done", "_pid", "_shares", "lease", "pages", "taken", "token", "writable")
+    __slots__ = (
+        "__weakref__",
+        "_alive",
+        "_done",
+        "_ended",
+        "_pid",
+        "_shares",
+        "lease",
+        "pages",
+        "taken",
+        "token",
+        "writable",
+    )
 
     def __init__(self, shares: Owner, pages: FileRange, writable: bool) -> None:
         self._shares = weakref.ref(shares)
         self._alive = [True]
-        self._done = threading.Event()
+        self._done: threading.Event | None = None  # made when somebody waits
+        self._ended = False
         self._pid = os.getpid()
         self.pages = pages
         self.writable = writable
@@ -81,7 +94,10 @@ class Share:
         shares = self._shares()
         if shares is not None:
             shares.ended(self)
-        self._done.set()
+        self._ended = True
+        done = self._done  # whoever has made one after this line has seen that it is over
+        if done is not None:
+            done.set()
         return True
 
     @property
@@ -110,7 +126,10 @@ class Share:
     def wait(self, timeout: float | None) -> bool:
         """See :meth:`memplat.sharing.Shared.wait`."""
         self._service()
-        return self._done.wait(None if timeout is None else check_timeout(timeout, "timeout"))
+        seconds = None if timeout is None else check_timeout(timeout, "timeout")
+        with service().lock:
+            done = self._done = self._done or threading.Event()
+        return self._ended or done.wait(seconds)
 
     def _service(self) -> Service:
         if os.getpid() != self._pid:
@@ -250,6 +269,7 @@ class Service:
             peer.close()
             return
         self._watch(peer, None, select.EPOLLIN)
+        self._answer(peer.fileno())  # by now the token is mostly there
 
     def _turn_away(self) -> None:
         """No descriptor is left: the one that was spared lets the peer in and out, or it would knock for ever."""
@@ -263,6 +283,8 @@ class Service:
         peer, share = self._leases[fd]
         try:
             token = peer.recv(TOKEN_BYTES + 1)
+        except BlockingIOError:
+            return
         except OSError:
             token = b""
         if share is not None or len(token) != TOKEN_BYTES:

@@ -35,7 +35,7 @@ class Shares:
         """See :meth:`memplat.memory.Memory.share`. *pages* carry the reference already."""
         self._check_backend(memory, writable, trusted)
         waiting = service()
-        with self._state.in_flight(), waiting.lock:
+        with waiting.lock:  # close() takes it before it closes the file
             if self._closed:
                 raise closed()
             self._open_descriptor(writable)
