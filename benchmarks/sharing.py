@@ -1,8 +1,8 @@
 """Arrays for a worker: memplat beside ``multiprocessing.shared_memory``. ``python -m benchmarks.sharing``.
 
 Each round makes an array, fills it, hands it to a process that is there already, which attaches it, looks at every
-page, lets go and answers; then the array is given back. Rounds alternate between the ways. A round without an array is what
-the pipe and the two processes cost by themselves: *net of the pipe* leaves that out.
+page, lets go and answers; then the array is given back. Rounds alternate between the ways. A round without an array is
+what the pipe and the two processes cost by themselves: *net of the pipe* leaves that out.
 """
 
 from __future__ import annotations
