@@ -38,7 +38,7 @@ class AllocationMode(enum.StrEnum):
     """What is promised about touching newly allocated pages."""
 
     UNCOMMITTED = "uncommitted"
-    """Costs nothing until touched; touching may fail."""
+    """Costs nothing until touched; touching may fail. On huge pages of hugetlb the same as ``RESERVED``."""
     WILL_COMMIT = "will_commit"
     """The caller is about to write all of it: may be recycled waste, zeroed, else uncommitted."""
     RESERVED = "reserved"

@@ -18,15 +18,13 @@ from memplat.hookspecs import hookimpl
 from memplat.linux import extents as flat
 from memplat.linux import files, shmem
 from memplat.linux.fiemap import fiemap_extents
-from memplat.linux.system import commit_headroom
-from memplat.ranges import MIB, FileRange, format_size
+from memplat.linux.headroom import require_headroom
+from memplat.ranges import MIB, FileRange
 from memplat.types import Availability, BackingFile, Extents, Storage
 
 _BLOCK: Final = 512
 #: A memory cgroup at its limit kills a process that takes a lot in one call; in such steps swap can keep up.
 _RESERVE_STEP: Final = 4 * MIB
-#: Looking up the head-room costs as much as reserving 1 MiB: not to be done for each small allocation.
-_UNCHECKED_BYTES: Final = 4 * MIB
 
 
 @hookimpl(trylast=True)
@@ -79,14 +77,14 @@ def memplat_reserve(file: BackingFile, ranges: Sequence[FileRange]) -> bool:
     memory = _is_shmem(file)
     gaps = _unallocated(file, ranges, memory)
     if memory:
-        _check_headroom(flat.total(gaps))
+        require_headroom(flat.total(gaps))
     reached = 0
     try:
         for pages in ranges:
             for start in range(pages.start, pages.end, _RESERVE_STEP):
                 end = min(start + _RESERVE_STEP, pages.end)
                 if memory and reached:  # the first step was looked at with the total
-                    _check_headroom(end - start)
+                    require_headroom(end - start)
                 reached = max(reached, end)
                 files.fallocate(file.fd, 0, start, end - start)
     except BaseException:  # also when a signal's handler raised
@@ -175,26 +173,3 @@ def _union(parts: Iterable[Sequence[int]]) -> array[int]:
 
 def _ranges(extents: array[int]) -> list[FileRange]:
     return list(map(FileRange, extents[0::2], extents[1::2]))
-
-
-class _Unchecked:
-    """How much was reserved since the head-room was last looked at; updates that threads lose only delay a check."""
-
-    nbytes = 0
-
-
-def _check_headroom(nbytes: int) -> None:
-    """Refuse what would have the kernel kill this process, as far as can be known before.
-
-    :raises OSError: ENOMEM
-    """
-    _Unchecked.nbytes += nbytes
-    if _Unchecked.nbytes < _UNCHECKED_BYTES:
-        return
-    _Unchecked.nbytes = 0
-    room = commit_headroom()
-    if room is not None and nbytes > room:
-        raise OSError(
-            errno.ENOMEM,
-            f"{os.strerror(errno.ENOMEM)}: {format_size(nbytes)} wanted, host and cgroup have {format_size(room)}",
-        )

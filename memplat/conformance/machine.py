@@ -69,9 +69,10 @@ class _Machine(RuleBasedStateMachine):
         owner=st.integers(0, 3),
         mode=st.sampled_from(AllocationMode),
         down=st.booleans(),
+        filled=st.sampled_from([True, False]),
     )
-    def allocate(self, count: int, owner: int, mode: AllocationMode, down: bool) -> None:
-        """New pages: nobody's before, and zero."""
+    def allocate(self, count: int, owner: int, mode: AllocationMode, down: bool, filled: bool) -> None:
+        """New pages: nobody's before, and zero. Often with content at once: what is lost without it is not missed."""
         if len(self._pages) + count > self._room:
             return
         if mode is AllocationMode.RESERVED and not self._case.declares(Capability.RESERVE):
@@ -87,6 +88,8 @@ class _Machine(RuleBasedStateMachine):
                 self._fail(f"page {number} was handed out although it is in use")
             self._pages[number] = _Page(owner)
         self._look(got)
+        if filled:
+            self._put(got, by_call=True)
 
     @precondition(lambda self: self._pages)
     @rule(data=st.data())
@@ -115,7 +118,9 @@ class _Machine(RuleBasedStateMachine):
     @rule(data=st.data(), by_call=st.booleans())
     def write(self, data: Any, by_call: bool) -> None:
         """Content that no other page has."""
-        part = self._choose(data)
+        self._put(self._choose(data), by_call=by_call)
+
+    def _put(self, part: FileRange, *, by_call: bool) -> None:
         self._salt += 1
         self._say(f"{'write' if by_call else 'view'}({part}) with salt {self._salt}")
         for number in self._numbers(part):

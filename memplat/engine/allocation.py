@@ -12,6 +12,8 @@ from memplat.engine.limits import over_limit_locked
 from memplat.engine.reclaim import Reclaimer
 from memplat.engine.state import EngineState
 from memplat.errors import InvalidArgumentError, OutOfMemory
+from memplat.linux import shmem
+from memplat.linux.headroom import require_headroom
 from memplat.memory import Fill
 from memplat.ranges import GIB, MIB, FileRange, align_up, format_size
 from memplat.types import AllocationMode, AllocationRequest, Direction
@@ -36,6 +38,9 @@ class Allocator:
         self._asking = threading.local()
         # Where the backend's safe default is RESERVED, populating alone does not keep a touch from failing later.
         self._reserves_first = state.backend.info.default_mode is AllocationMode.RESERVED
+        # Where giving pages back would break the promise, no mode is without it: what is not reserved may be gone.
+        self._reserves_always = not state.backend.info.decommit_releases
+        self._in_memory = shmem.is_shmem(state.file.fd)
 
     def allocate(self, request: AllocationRequest, fill: Fill | None) -> FileRange:
         """Allocate pages that are ready for use, or raise and leave everything as it was."""
@@ -262,16 +267,22 @@ class Allocator:
         :raises OSError: the host is short of memory
         """
         state = self._state
-        if mode is AllocationMode.RESERVED or (mode is AllocationMode.COMMITTED and self._reserves_first):
+        committed = mode is AllocationMode.COMMITTED
+        reserved = mode is AllocationMode.RESERVED or self._reserves_always or (committed and self._reserves_first)
+        if reserved:
             if not state.hooks.memplat_reserve(file=state.file, ranges=[taken]):
                 raise state.broken("memplat_reserve", "did not say True: no implementation has reserved the pages")
             with state.lock:
                 state.table.flag(*taken, pages.RESERVED)
+        there = 0
         if unknown and mode in _RECYCLING and taken.length <= MAX_BLIND:
             state.mapping.zero(*taken)
+            there = taken.length
         elif unknown:
-            state.zero_by_hand([taken])
-        if mode is AllocationMode.COMMITTED:
+            there = sum(zeroed.length for zeroed in state.zero_by_hand([taken]))
+        if committed:
+            if not reserved and self._in_memory:
+                require_headroom(taken.length - there)
             state.mapping.populate(*taken)
 
     def _fill(self, source: memoryview | IO[bytes], taken: FileRange) -> None:

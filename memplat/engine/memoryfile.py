@@ -83,7 +83,9 @@ class MemoryFile(Measuring):
         progress: Progress | None = None,
     ) -> None:
         self._owner = manager_owner  # keeps the plugins alive
-        self._default_mode = options.default_mode or backend.info.default_mode
+        # Where giving pages back would break the promise (hugetlb), what was never promised is a signal: promise it.
+        self._modes = MODES if backend.info.decommit_releases else {**MODES, "uncommitted": AllocationMode.RESERVED}
+        self._default_mode = self._modes[options.default_mode or backend.info.default_mode]
         try:
             mapping = Mapping(options.max_size, file.page_size, Placement(file, options))
         except BaseException:
@@ -147,7 +149,7 @@ class MemoryFile(Measuring):
             refuse_kind(kind)
         if type(owner) is not int or not 0 <= owner <= MAX_OWNER:
             refuse_owner(owner)
-        chosen = self._default_mode if mode is None else choose(MODES, mode, "mode")
+        chosen = self._default_mode if mode is None else choose(self._modes, mode, "mode")
         way = _UP if direction is _UP else choose(DIRECTIONS, direction, "direction")
         state = self._state
         if state.is_interrupted():

@@ -10,6 +10,8 @@ from typing import Final
 from memplat.engine import pages
 from memplat.engine.allocation import Allocator
 from memplat.engine.state import EngineState
+from memplat.linux import shmem
+from memplat.linux.headroom import require_headroom
 from memplat.ranges import MIB, FileRange, align_down, align_up
 from memplat.types import AllocationMode, AllocationRequest, Direction, MemoryKind
 
@@ -41,6 +43,8 @@ def preallocate(allocator: Allocator, state: EngineState, progress: Progress | N
     )
     taken = allocator.allocate(request, None)
     try:
+        if not reserves and shmem.is_shmem(state.file.fd):
+            require_headroom(length)
         _populate(state, taken, progress)
     except BaseException as error:
         with state.lock:

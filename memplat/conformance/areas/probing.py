@@ -147,7 +147,7 @@ def pages_that_were_swapped_out_are_reported(case: Case) -> None:
     expect(got[1] == 0, f"{others} was never touched; {got[1]} bytes of it are reported")
 
 
-@check("PROBE-07", rule="7.7", needs=Capability.SHARE, after="PROBE-01 PROBE-02 SHARE-01")
+@check("PROBE-07", rule="7.7", needs=Capability.SHARE, after="PROBE-01 PROBE-02 PROBE-03 SHARE-01")
 def pages_that_a_peer_has_punched_are_no_longer_reported(case: Case) -> None:
     """memplat_probe_committed has to ask the host each time: a peer may give pages back, too."""
     memory = case.open()
@@ -236,7 +236,13 @@ def _split(extents: Sequence[tuple[int, int]], base: int, limit: int, page: int)
     return sums[0], sums[1]
 
 
-@check("PROBE-11", rule="7.11", needs=Capability.RESERVE, after="EXH-01 PROBE-02", forms="memplat_probe_reserved")
+@check(
+    "PROBE-11",
+    rule="7.11",
+    needs=Capability.RESERVE,
+    after="EXH-01 PROBE-02 ACCT-02",
+    forms="memplat_probe_reserved",
+)
 def reserved_pages_that_cost_storage_are_reported(case: Case) -> None:
     """Pages that were reserved and never touched may be left out by memplat_probe_committed, but then
     memplat_probe_reserved has to report those that cost storage.
