@@ -7,6 +7,8 @@ The oracle is ``tests/oracle.py``.
 
 from __future__ import annotations
 
+import ctypes
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -468,6 +470,20 @@ def test_what_is_known_is_corrected_downwards_without_a_probe_when_the_engine_ga
     assert usage.method == "known"
     assert usage_errors(usage, one.expected()) == []
     assert one.memory.update_usage().method == "unchanged"
+
+
+def test_whoever_has_an_address_is_a_peer_too(stage: Callable[[], Stage]) -> None:
+    """MADV_REMOVE through the memory's own mapping gives pages back as a punch does (madvise(2))."""
+    one = stage()
+    one.memory.update_usage()
+    address = one.memory.address(pages_at(8))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(PAGE), 9) == 0, os.strerror(ctypes.get_errno())
+    one.model.clear(*pages_at(8))
+    one.write(5)
+    usage = one.memory.update_usage()
+    assert usage_errors(usage, one.expected()) == []
+    assert usage.exact
 
 
 def test_what_is_known_is_corrected_downwards_when_a_peer_took_it(stage: Callable[[], Stage]) -> None:

@@ -29,6 +29,7 @@ from tests.oracle import (
     backing_descriptor,
     descriptors,
     has_cachestat,
+    positive,
     usage_errors,
 )
 from tests.unit.engine.helpers import HUGE, MIB
@@ -520,6 +521,8 @@ class MemoryMachine(RuleBasedStateMachine):
     def check_usage(self) -> None:
         if not self.manual:
             assert self.memory.wait_reclaimed(timeout=60)
+        owners = sorted({page.owner for page in self.model.pages.values()} - {0})[:2]
+        alone = {owner: self.memory.update_usage(owner=owner) for owner in owners}
         usage = self.memory.update_usage()
         if not self.manual:  # a scan may have found something to give back
             assert self.memory.wait_reclaimed(timeout=60)
@@ -528,6 +531,8 @@ class MemoryMachine(RuleBasedStateMachine):
         assert self.model.prediction_errors(committed) == []
         assert usage_errors(usage, self.model.expected(committed, self.memory.total_size())) == []
         assert usage.exact, usage
+        for owner, mine in alone.items():
+            assert positive(mine.committed) == positive(usage.committed_by_owner.get(owner, {}))
         assert usage.overhead == usage.reserved == 0
         assert usage.total == self.observer.blocks + sum(self.model.external.values())
         assert self.memory.total_usage() == self.observer.blocks
