@@ -347,6 +347,7 @@ class Scanner:
             usage = self.figures.whole_locked(
                 attribution, finding.method, foreign, finding.storage, exact=finding.proven, as_of=as_of
             )
+            self._owners.forget_locked()
             self._seen_changes = table.changes if still else changes
             return usage
 

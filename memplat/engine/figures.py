@@ -14,6 +14,8 @@ from memplat.engine.state import EngineState
 from memplat.types import MemoryKind, Storage, Usage
 
 _MAPPED: Final = str(MemoryKind.MAPPED)
+#: Of more owners than that, peaks are kept only for those that have something.
+_MAX_OWNERS: Final = 1 << 16
 
 
 def renewed(usage: Usage, **changes: Any) -> Usage:
@@ -169,6 +171,9 @@ def _idle(usage: Usage, owner: int) -> int:
 
 
 def _raise(peaks: dict[int | None, int], values: Mapping[int | None, int]) -> None:
+    if len(peaks) > _MAX_OWNERS and None in values:  # new owners for ever: those that have nothing now are forgotten
+        for gone in peaks.keys() - values.keys():
+            del peaks[gone]
     for key, value in values.items():
         if value > peaks.get(key, 0):
             peaks[key] = value

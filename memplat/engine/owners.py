@@ -36,10 +36,12 @@ class Owners:
     def last_locked(self, whole: Usage, owner: int) -> Usage:
         """The newest figures of *owner*: of a scan of his own, or his part of the last one of all."""
         mine = self._last.get(owner)
-        if mine is None or mine.as_of <= whole.as_of:
-            self._last.pop(owner, None)
-            return self._figures.part_locked(whole, owner)
-        return self._figures.part_locked(mine, owner)
+        newer = mine if mine is not None and mine.as_of > whole.as_of else whole
+        return self._figures.part_locked(newer, owner)
+
+    def forget_locked(self) -> None:
+        """All pages were scanned: whatever is known of one owner is older."""
+        self._last.clear()
 
     def worth_alone(self, owner: int, whole_ns: int) -> list[FileRange] | None:
         """The ranges that *owner* uses, if probing these costs less than the last scan of all did.
