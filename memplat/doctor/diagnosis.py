@@ -85,8 +85,9 @@ def diagnose(config: str | None, profile: str | None) -> Diagnosis:
     for row in itertools.takewhile(lambda row: not row.selected, found.wanted):
         if row.error is not None:
             raise row.error
-    directories = [row.options.place() for row in found.wanted if row.name == "tmpfile" and row.options is not None]
-    findings = (*examine_host(), *examine_kernel(), *examine_places(directories), *_examine_sizes(found))
+    wanted = [row.options.directory for row in found.wanted if row.name == "tmpfile" and row.options is not None]
+    places = examine_places(directory for directory in wanted if directory is not None)
+    findings = (*examine_host(), *examine_kernel(), *places, *_examine_sizes(found))
     return Diagnosis(findings, found)
 
 

@@ -38,7 +38,8 @@ def examine_host() -> Iterator[Finding]:
 
 def _ram() -> Finding:
     host = system.host_memory()
-    says = f"{format_size(host.ram)}, {format_size(host.available)} of it available"
+    available = format_size(host.available) if host.available else "an unknown part"
+    says = f"{format_size(host.ram)}, {available} of it available"
     return Finding(_MEMORY, "RAM", State.GOOD, says, data={"total": host.ram, "available": host.available})
 
 
@@ -67,7 +68,9 @@ def _overcommit() -> Finding:
         says = f"never (vm.overcommit_memory = 2): beyond {limit} a first touch of a memfd is SIGBUS"
         return Finding(_MEMORY, "overcommit", State.LIMITED, says, "sysctl vm.overcommit_memory=0", data)
     words = {0: "heuristic", 1: "always", None: "unknown"}
-    says = f"{words.get(found.mode, str(found.mode))} (vm.overcommit_memory = {found.mode})"
+    says = words.get(found.mode, str(found.mode))
+    if found.mode is not None:
+        says += f" (vm.overcommit_memory = {found.mode})"
     return Finding(_MEMORY, "overcommit", State.GOOD, says, data=data)
 
 
@@ -77,7 +80,8 @@ def _overcommit() -> Finding:
 def _pools() -> Iterator[Finding]:
     pools = system.huge_page_pools()
     if not pools:
-        yield Finding(_HUGE, "pools", State.MISSING, "the kernel has none (CONFIG_HUGETLBFS)", "another kernel")
+        says = "none, or unknown: nothing in /sys/kernel/mm/hugepages (CONFIG_HUGETLBFS)"
+        yield Finding(_HUGE, "pools", State.MISSING, says)
     for size, pool in pools.items():
         data = pool._asdict() | {"available": pool.available, "default": size == system.default_huge_page_size()}
         described = Pool(size)
@@ -102,7 +106,9 @@ def _transparent() -> Iterator[Finding]:
     if found.shmem_2m:
         settings += f", of 2 MiB = {found.shmem_2m}"
     known = State.GOOD if found.shmem_enabled else State.MISSING
-    says = f'{settings}; so "{found.effective}" is what counts for memfds' if found.shmem_enabled else "none"
+    says = (
+        f'{settings}; so "{found.effective}" is what counts for memfds' if found.shmem_enabled else "none, or unknown"
+    )
     yield Finding(_HUGE, "transparent", known, says, data=found._asdict())
     for wanted in (HugePages.ADVISE, HugePages.COLLAPSE):
         effective, reason, remedy = huge_decision(wanted)
@@ -139,7 +145,7 @@ def _limited(level: system.CgroupMemory, data: Mapping[str, object]) -> Finding:
     limit, used = level.limit or 0, level.used or 0
     says = f"{level.directory}: {format_size(limit)}, {format_size(used)} used; beyond it the OOM killer comes"
     file = "memory.max" if (level.directory / "memory.max").exists() else "memory.limit_in_bytes"
-    remedy = f"echo {system.host_memory().ram} > {level.directory / file} (systemd: MemoryMax=, docker: --memory)"
+    remedy = f"echo {system.host_memory().ram} > {level.directory / file}  # systemd: MemoryMax=, docker: --memory"
     return Finding(_LIMITS, "memory cgroup", State.LIMITED, says, remedy, data)
 
 

@@ -81,11 +81,20 @@ def examine_kernel() -> Iterator[Finding]:
     release = os.uname().release
     data = {"release": release, "machine": platform.machine()}
     yield Finding(_AREA, "release", State.GOOD, f"Linux {release} on {platform.machine()}", data=data)
+    yield from _unmounted()
     for interface in _INTERFACES:
         yield _tried(interface)
     yield _userfaultfd_setting()
     yield _memfd_setting()
     yield _kvm()
+
+
+def _unmounted() -> Iterator[Finding]:
+    """What has to be mounted for most of this to be known; nothing if all of it is."""
+    for place, inside, kind in (("/proc", "/proc/self", "proc"), ("/sys", "/sys/kernel", "sysfs")):
+        if not os.path.exists(inside):
+            says = "not mounted: what is read from there is unknown"
+            yield Finding(_AREA, place, State.MISSING, says, f"mount -t {kind} {kind} {place}")
 
 
 def _tried(interface: _Interface) -> Finding:
@@ -111,7 +120,7 @@ def _tried(interface: _Interface) -> Finding:
 def _userfaultfd_setting() -> Finding:
     value = offers.unprivileged_userfaultfd()
     says = {
-        None: "the kernel has no userfaultfd",
+        None: "unknown, or the kernel has no userfaultfd",
         0: "0: users can only have UFFD_USER_MODE_ONLY, which is all that memplat needs",
     }.get(value, f"{value}: users can have all of it")
     state = State.MISSING if value is None else State.GOOD
@@ -121,7 +130,7 @@ def _userfaultfd_setting() -> Finding:
 def _memfd_setting() -> Finding:
     value = offers.memfd_noexec()
     says = {
-        None: "the kernel has no such setting",
+        None: "unknown, or the kernel has no such setting",
         2: "2: memfds must be made with MFD_NOEXEC_SEAL, as memplat's are",
     }.get(value, f"{value}: MFD_NOEXEC_SEAL is not enforced; memplat uses it all the same")
     return Finding(_AREA, "vm.memfd_noexec", State.GOOD, says, data={"value": value})
@@ -135,9 +144,9 @@ def _kvm() -> Finding:
         return Finding(_AREA, "/dev/kvm", State.GOOD, "works: a memory can be the memory of a guest", data=data)
     if exists:
         says = f"cannot be used: {found.reason or 'another API version'}"
-        return Finding(_AREA, "/dev/kvm", State.MISSING, says, 'usermod -aG kvm "$USER" (and log in again)', data)
+        return Finding(_AREA, "/dev/kvm", State.MISSING, says, 'usermod -aG kvm "$USER"  # and log in again', data)
     says = "there is none: only virtual machine monitors miss it"
-    return Finding(_AREA, "/dev/kvm", State.MISSING, says, "modprobe kvm_intel (or kvm_amd)", data)
+    return Finding(_AREA, "/dev/kvm", State.MISSING, says, "modprobe kvm_intel  # or kvm_amd", data)
 
 
 __all__ = ["examine_kernel"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +20,9 @@ _USUAL: Final = ("/dev/shm", "/var/tmp", "/tmp")  # noqa: S108 -- looked at beca
 def examine_places(configured: Iterable[str] = ()) -> Iterator[Finding]:
     """Those that are configured, then where Python makes temporary files, then the usual ones that exist."""
     usual = [place for place in _USUAL if os.path.isdir(place)]
-    for place in dict.fromkeys([*configured, tempfile.gettempdir(), *usual]):
+    with contextlib.suppress(FileNotFoundError):  # where none is writable
+        usual.insert(0, tempfile.gettempdir())
+    for place in dict.fromkeys([*configured, *usual]):
         yield _examine(place)
 
 

@@ -136,7 +136,10 @@ def lockable() -> int | None:
     limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if limit == resource.RLIM_INFINITY:
         return None
-    lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # no /proc: what is locked is not known, and root is not told from others
+        return limit
     status = dict(line.split(":", 1) for line in lines)
     if int(status["CapEff"], 16) >> _CAP_IPC_LOCK & 1:
         return None

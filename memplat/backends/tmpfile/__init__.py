@@ -102,7 +102,10 @@ def memplat_backend_info() -> BackendInfo:
 @hookimpl
 def memplat_check(options: TmpfileOptions | None) -> Availability:
     """Available if files can be made in the directory, and its file system allocates and gives back single pages."""
-    place = (options if options is not None else TmpfileOptions()).place()
+    try:
+        place = (options if options is not None else TmpfileOptions()).place()
+    except FileNotFoundError as reason:  # of tempfile
+        return Availability(False, reason.strerror or str(reason), "directory = a writable one, or TMPDIR")
     try:
         fd = unnamed.create(place)
     except OSError as reason:

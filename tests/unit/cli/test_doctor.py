@@ -131,3 +131,23 @@ def test_without_privileges_it_says_what_is_refused_and_what_mends_it() -> None:
     if found["locked memory"]["data"]["limit"] is not None:
         assert found["locked memory"]["remedy"] == "ulimit -l unlimited"
     assert found["userfaultfd"]["state"] == "good", "what memplat uses of it needs no privilege"
+
+
+def test_without_proc_and_sys_it_says_what_it_cannot_know() -> None:
+    need_root("a mount namespace without /proc and /sys")
+    hide = " && ".join(f"mount -t tmpfs memplat-test {place}" for place in ("/proc", "/sys", "/dev"))
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", f"{hide} && exec {sys.executable} -W error -m memplat doctor --json"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    found = {each["name"]: each for each in document["findings"]}
+    assert found["/proc"]["remedy"] == "mount -t proc proc /proc"
+    assert found["/sys"]["remedy"] == "mount -t sysfs sysfs /sys"
+    assert "unknown" in found["pools"]["says"]
+    assert "an unknown part of it available" in found["RAM"]["says"]
+    assert document["configuration"]["taken"] == "memfd"

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,6 +169,19 @@ def test_prealloc_that_the_disk_does_not_have_passes_over_the_backend(tmp_path: 
         assert taken == "memfd"
         assert said[0][1] == "prealloc = 16 MiB cannot be had: 8 MiB is left"
         assert list(place.iterdir()) == []
+
+
+def test_a_host_without_a_directory_for_temporary_files_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    config = write(tmp_path, "[memory]\nbackend = ['tmpfile', 'memfd']\n")
+    taken, said = agree(config)
+    assert (taken, said[0][1]) == ("memfd", "No usable temporary directory found in ['/tmp']")
+    assert diagnose(str(config), None).mendings()[0].how == "directory = a writable one, or TMPDIR"
 
 
 def test_max_size_is_compared_with_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
