@@ -44,8 +44,8 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "$(PYTHON) cannot make virtual environments: on Debian, apt-get install python3-venv" >&2; exit 1; }
 
-# The stamps are as old as the metadata that they were installed from.
-$(VENV)/.ready: pyproject.toml $(VENV)/bin/python
+# The stamps are as old as what was installed: metadata, and the compiled core where there is a compiler.
+$(VENV)/.ready: pyproject.toml setup.py $(wildcard memplat/_native/*.pyx memplat/_native/*.pxi memplat/_native/tree.*) $(VENV)/bin/python
 	$(BIN)/python -m pip install -qq --editable '.[cli]'
 	@touch $@
 

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     )
 
     __version__: str
+    core: str
 
 __all__ = [
     "Access",
@@ -132,6 +133,7 @@ __all__ = [
     "accounting",
     "adopt",
     "attach",
+    "core",
     "format_size",
     "hookimpl",
     "memories",
@@ -175,7 +177,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = _version() if name == "__version__" else _from_home(name)
+    value = _OWN[name]() if name in _OWN else _from_home(name)
     globals()[name] = value
     return value
 
@@ -195,3 +197,12 @@ def _version() -> str:
         return metadata.version("memplat")
     except metadata.PackageNotFoundError:
         return "0+unknown"  # a source tree that is not installed
+
+
+def _core_name() -> str:
+    from memplat._core import NAME
+
+    return NAME
+
+
+_OWN = {"__version__": _version, "core": _core_name}

@@ -15,6 +15,7 @@ from typing import Any, Final
 from memplat import config as configuration
 from memplat import plugins
 from memplat.engine import placement
+from memplat.engine.compiled import CompiledMemoryFile
 from memplat.engine.memoryfile import MemoryFile
 from memplat.engine.prealloc import Progress
 from memplat.errors import BackendUnavailableError, InvalidArgumentError, PluginError
@@ -189,7 +190,7 @@ class _Selection:
         except BaseException:
             hooks.memplat_close_file(file=file)
             raise
-        memory = MemoryFile(file, hooks, selected, options, manager, self._progress)
+        memory = CompiledMemoryFile(file, hooks, selected, options, manager, self._progress)
         try:
             hooks.memplat_memory_opened(memory=memory)
         except BaseException:

@@ -14,6 +14,7 @@ FEATURES: Final = frozenset(
         "busybox",
         "cachestat",
         "cgroup",
+        "compiler",
         "ext4",
         "hugetlb",
         "kvm",

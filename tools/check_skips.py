@@ -23,6 +23,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
@@ -240,6 +241,12 @@ def has_pagemap_scan() -> bool:
 def has_numa() -> bool:
     """The kernel knows the nodes that memory comes from."""
     return os.path.exists("/sys/devices/system/node/has_memory")
+
+
+def has_compiler() -> bool:
+    """A C compiler, and the headers of this interpreter."""
+    header = os.path.join(sysconfig.get_paths()["include"], "Python.h")
+    return os.path.exists(header) and any(shutil.which(name) for name in ("cc", "gcc", "clang"))
 
 
 def has_numpy() -> bool:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from memplat import _core
 from memplat.cli.options import make_console, selection_options
 from memplat.doctor import Row, survey
 from memplat.types import CONTRACT_LEVEL
@@ -44,6 +45,7 @@ def backends(config: str | None, profile: str | None, to_json: bool, verbose: bo
     if verbose:
         for row in rows:
             console.print(*_details(row), sep="\n")
+        console.print(Text(f"core: {_core.NAME}, because {_core.REASON}"))
     _show_selection(console, rows)
 
 

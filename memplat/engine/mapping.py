@@ -16,10 +16,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from memplat.engine.hot import export, make_leases
 from memplat.engine.placement import Placement
 from memplat.errors import HostError
-from memplat.linux import exporter, system
 from memplat.linux import memory as host
+from memplat.linux import system
 from memplat.ranges import GIB, HUGE_PAGE_SIZE, align_down, align_up, format_size
 
 log = logging.getLogger("memplat")
@@ -56,7 +57,7 @@ class Mapping:
     )
 
     def __init__(self, max_size: int | None, page_size: int, placement: Placement) -> None:
-        self.leases: set[int] = set()
+        self.leases = make_leases()
         self._numbers = itertools.count()
         self.closed = False
         self.placement = placement
@@ -108,7 +109,7 @@ class Mapping:
         number = next(self._numbers)
         self.leases.add(number)
         ended = partial(self._lease_ended, number, release)
-        return exporter.export(self.base + start, end - start, writable=writable, release=ended)
+        return export(self.base + start, end - start, writable=writable, release=ended)
 
     def _lease_ended(self, number: int, release: Callable[[], None] | None) -> None:
         self.leases.discard(number)

@@ -20,6 +20,7 @@ import time
 from typing import Final
 
 from memplat.engine import pages
+from memplat.engine.hot import HotReclaimer
 from memplat.engine.state import EngineState
 from memplat.errors import MemplatError
 from memplat.ranges import MIB, FileRange
@@ -36,7 +37,7 @@ _STOP: Final = "stop"
 _NEVER: Final = 1 << 63
 
 
-class Reclaimer:
+class Reclaimer(HotReclaimer):
     """Reclaims the waste of one memory.
 
     :ivar needs_thread: whether :meth:`ensure_thread` has something to do

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from memplat.engine import pages
+from memplat.engine.hot import HotState, make_lock, make_table
 from memplat.engine.limits import Limits
 from memplat.engine.mapping import Mapping
 from memplat.engine.pages import PageTable
@@ -57,7 +58,7 @@ _GHOSTS_EVERY: Final = 0.05
 _MAX_LOGGED: Final = 1 << 16
 
 
-class EngineState:
+class EngineState(HotState):
     """The shared state of one memory; the memory itself is held weakly, so that dropping it closes it.
 
     :ivar file: the backing file; its ``size`` is guarded by the growth lock, the rest immutable
@@ -84,7 +85,7 @@ class EngineState:
         self.options = options
         self.mapping = mapping
         self.max_size = mapping.limit
-        self.table = PageTable(file.page_size)
+        self.table = make_table(file.page_size)
         self._make_locks()
         self.refuse: Callable[[], MemplatError] | None = None
         self.dropped: deque[tuple[int, int, bool]] = deque()
@@ -103,8 +104,8 @@ class EngineState:
     def _make_locks(self) -> None:
         # Never taken twice. It is re-entrant because such a lock knows its owner: a finalizer or a signal handler that
         # interrupts a call gets an error instead of waiting for itself.
-        self.lock = threading.RLock()
-        self.is_interrupted: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
+        self.lock = make_lock()
+        self.is_interrupted: Callable[[], bool] = self.lock._is_owned  # noqa: SLF001 -- it is there for this
         self.changed = threading.Condition(self.lock)
         self.gate = threading.RLock()
         self.is_decommitting: Callable[[], bool] = self.gate._is_owned  # type: ignore[attr-defined]  # noqa: SLF001

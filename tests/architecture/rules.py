@@ -22,6 +22,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
         "plugins",
         "engine backends config platforms",
         "hookspecs",
+        "_core _native",
         "memory",
         "sharing",
         "types",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import memplat
 from memplat.cli.app import app
 from tests.unit.cli.running import SOURCE, WIDE, run_memplat
 
@@ -190,6 +191,7 @@ def test_verbose_shows_entry_points_and_options() -> None:
     shown = show("--verbose")
     assert "entry point: memplat.backends.memfd" in shown
     assert "option seal: default True" in shown
+    assert f"core: {memplat.core}, because " in shown
 
 
 def test_a_broken_plugin_does_not_fail_the_command_of_a_user(site: Path) -> None:

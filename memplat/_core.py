@@ -1,0 +1,43 @@
+"""Which core is used: the compiled one where it was built, else the one in Python, which it was made after.
+
+``MEMPLAT_CORE=python|native`` forces one of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+from typing import Final
+
+from memplat.errors import ConfigError
+
+VARIABLE: Final = "MEMPLAT_CORE"
+PYTHON: Final = "python"
+NATIVE: Final = "native"
+
+
+def _choose() -> tuple[str, ModuleType | None, str]:
+    """The core's name, the module of the compiled one, and why it is this one.
+
+    :raises ConfigError: the environment asks for a core that is not there
+    """
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted not in ("", PYTHON, NATIVE):
+        raise ConfigError(f"{wanted!r} is no core; allowed are {PYTHON!r} and {NATIVE!r}", key=VARIABLE)
+    if wanted == PYTHON:
+        return PYTHON, None, f"{VARIABLE} asks for it"
+    try:
+        module = importlib.import_module("memplat._native.core")
+    except ImportError as error:
+        if wanted:
+            raise ConfigError(
+                f"the compiled core cannot be loaded ({error}): install memplat where there is a C compiler, or unset "
+                f"{VARIABLE}",
+                key=VARIABLE,
+            ) from error
+        return PYTHON, None, f"the compiled core is not there ({error})"
+    return NATIVE, module, f"{VARIABLE} asks for it" if wanted else "it was built"
+
+
+NAME, MODULE, REASON = _choose()

@@ -1,0 +1,226 @@
+# The fast ways of a memory's hot calls: memplat/engine/memoryfile.py, compiled as far as nothing is out of the ordinary.
+#
+# Each does the whole call if nothing needs the memory's lock now, nothing has to be settled, refused, grown, zeroed or
+# woken, and the arguments are plain and right. Otherwise nothing has changed, and the Python method does it from the
+# beginning: the errors are raised there, too.
+
+from cpython.dict cimport PyDict_GetItemWithError
+from libc.stdint cimport uintptr_t
+
+from memplat.types import AllocationMode, Direction
+
+cdef extern from "Python.h":
+    bint PyLong_CheckExact(PyObject*)
+    long long PyLong_AsLongLongAndOverflow(PyObject*, int* overflow) except? -1
+
+cdef object _UNCOMMITTED = AllocationMode.UNCOMMITTED
+cdef object _UP = Direction.UP
+cdef object _KIND = MemoryKind
+cdef object _range_class = FileRange
+cdef object _anonymous = "anonymous"
+#: The kinds that can be allocated, each with its number in every page table.
+cdef dict _allowed_kinds = {str(kind): number for number, kind in enumerate(MemoryKind) if kind is not MemoryKind.MAPPED}
+cdef object _allocate, _incref, _decref, _view
+
+
+def install(memory_file):
+    """Say which class has the methods that do what the fast ways do not."""
+    global _allocate, _incref, _decref, _view
+    _allocate = memory_file.allocate
+    _incref = memory_file.incref
+    _decref = memory_file.decref
+    _view = memory_file.view
+
+
+cdef inline bint _read_range(object pages, uint64_t size, uint64_t mask, uint64_t* start, uint64_t* end) except -1:
+    """The ends of a FileRange within the file, whose bits in the mask are not set. False if it is not that."""
+    cdef int overflow = 0
+    cdef long long first, last
+    cdef PyObject* item
+    cdef PyObject* other
+    if type(pages) is not _range_class:
+        return False
+    item = PyTuple_GET_ITEM(<PyObject*>pages, 0)
+    other = PyTuple_GET_ITEM(<PyObject*>pages, 1)
+    if not PyLong_CheckExact(item) or not PyLong_CheckExact(other):
+        return False
+    first = PyLong_AsLongLongAndOverflow(item, &overflow)
+    if overflow:
+        return False
+    last = PyLong_AsLongLongAndOverflow(other, &overflow)
+    if overflow or first < 0 or first >= last or <uint64_t>last > size or (<uint64_t>first | <uint64_t>last) & mask:
+        return False
+    start[0] = <uint64_t>first
+    end[0] = <uint64_t>last
+    return True
+
+
+cdef class Calls:
+    """The fast ways, as a base class before the Python one. Until :meth:`_attach` everything takes the Python way."""
+
+    cdef HotState _hot
+    cdef HotReclaimer _hot_reclaimer
+    cdef bint _uncommitted  # the default mode
+    cdef uint64_t _mask  # of the offset in a page
+
+    def _attach(self, HotState state not None, HotReclaimer reclaimer not None, mapping, default_mode):
+        state._reclaimer = reclaimer
+        state._mapping = mapping
+        state._leases = mapping.leases
+        state._base = <char*><uintptr_t>mapping.base
+        self._hot_reclaimer = reclaimer
+        self._uncommitted = default_mode is _UNCOMMITTED
+        self._mask = state.table.page_size - 1
+        self._hot = state
+
+    def allocate(
+        self, length, *, kind=_anonymous, owner=0, mode=None, direction=_UP, huge=False, fill=None
+    ):
+        """See :meth:`Memory.allocate`."""
+        cdef HotState state = self._hot
+        cdef PyObject* made
+        cdef uint64_t start = 0, nbytes
+        cdef int done
+        if (
+            state is not None
+            and (self._uncommitted if mode is None else mode is _UNCOMMITTED)
+            and direction is _UP
+            and huge is False
+            and fill is None
+        ):
+            made = _bare_range()
+            try:
+                done = self._try_allocate(state, length, kind, owner, &start, &nbytes)
+                if done:
+                    _fill_range(state.table, made, start, nbytes)
+                    return <object>made
+            finally:
+                Py_DECREF(made)
+        return _allocate(
+            self, length, kind=kind, owner=owner, mode=mode, direction=direction, huge=huge, fill=fill
+        )
+
+    cdef int _try_allocate(
+        self, HotState state, object length, object kind, object owner, uint64_t* start, uint64_t* nbytes
+    ) except -1:
+        cdef PageTable table = state.table
+        cdef long long wanted, payer
+        cdef int overflow = 0, done = 0
+        cdef PyObject* number
+        cdef uint32_t account, kind_id
+        if not PyLong_CheckExact(<PyObject*>length) or not PyLong_CheckExact(<PyObject*>owner):
+            return 0
+        wanted = PyLong_AsLongLongAndOverflow(<PyObject*>length, &overflow)
+        if overflow or wanted <= 0 or <uint64_t>wanted & self._mask:
+            return 0
+        payer = PyLong_AsLongLongAndOverflow(<PyObject*>owner, &overflow)
+        if overflow or payer < 0 or payer > 0xFFFFFFFF:
+            return 0
+        if type(kind) is not str and type(kind) is not _KIND:
+            return 0
+        number = PyDict_GetItemWithError(_allowed_kinds, kind)
+        if number == NULL:
+            return 0
+        kind_id = <uint32_t>PyLong_AsLongLongAndOverflow(number, &overflow)
+        if not state._begin():
+            return 0
+        try:
+            if not state._may_allocate():
+                return 0
+            table._reserve()
+            if table.has_flags and tree_reserve(&table._flags):
+                raise MemoryError
+            account = make_account(&table._accounts, kind_id, <uint32_t>payer)
+            done = table._take(<uint64_t>wanted >> table._shift, account, False, False, FREE, start)
+            if not done:
+                give_up_account(&table._accounts, account)
+        finally:
+            state.lock.end()
+        nbytes[0] = <uint64_t>wanted
+        start[0] <<= table._shift
+        return done
+
+    def incref(self, pages):
+        """See :meth:`Memory.incref`."""
+        cdef HotState state = self._hot
+        cdef PageTable table
+        cdef uint64_t start = 0, end = 0
+        cdef int done
+        if state is not None:
+            table = state.table
+            if _read_range(pages, table.size, self._mask, &start, &end) and state._begin():
+                done = table._try_count(start >> table._shift, end >> table._shift, 1, 0, _NEVER)
+                table.changes += done > 0
+                state.lock.end()
+                if done > 0:
+                    return
+        _incref(self, pages)
+
+    def decref(self, pages):
+        """See :meth:`Memory.decref`."""
+        cdef HotState state = self._hot
+        cdef PageTable table
+        cdef uint64_t start = 0, end = 0
+        cdef int done
+        if state is not None and not self._hot_reclaimer.needs_thread:
+            table = state.table
+            if _read_range(pages, table.size, self._mask, &start, &end) and state._begin():
+                done = table._try_count(
+                    start >> table._shift, end >> table._shift, -1, 0, self._hot_reclaimer.wake_at
+                )
+                table.changes += done == 1
+                state.lock.end()
+                if done > 0:
+                    return
+        _decref(self, pages)
+
+    def view(self, range, *, writable=True, pin=True):
+        """See :meth:`Memory.view`."""
+        cdef HotState state = self._hot
+        cdef uint64_t start = 0, end = 0
+        cdef bint for_writing, pinned
+        cdef Exporter exporter
+        if state is not None and not self._hot_reclaimer.needs_thread:
+            for_writing = writable
+            pinned = pin
+            if _read_range(range, state.table.size, 0, &start, &end):
+                exporter = self._try_view(state, start, end, for_writing, pinned)
+                if exporter is not None:
+                    return PyMemoryView_FromObject(exporter)
+        return _view(self, range, writable=writable, pin=pin)
+
+    cdef Exporter _try_view(self, HotState state, uint64_t start, uint64_t end, bint writable, bint pin):
+        cdef PageTable table = state.table
+        cdef uint64_t first = start & ~self._mask, last = (end + self._mask) & ~self._mask
+        cdef Exporter exporter = Exporter.__new__(Exporter)
+        cdef bint done
+        exporter._address = state._base + start
+        exporter._length = <Py_ssize_t>(end - start)
+        exporter._readonly = not writable
+        if not state._begin():
+            return None
+        if pin:
+            done = table._try_count(first >> table._shift, last >> table._shift, 0, 1, _NEVER) > 0
+            table.changes += done
+        else:
+            done = table._all_used(first >> table._shift, last >> table._shift)
+            state.exposed = state.exposed or (done and writable)
+        state.lock.end()
+        if not done:
+            return None
+        if pin:
+            exporter._start = first
+            exporter._end = last
+        memplat_add(state._leases._count, 1)
+        exporter._state = state
+        return exporter
+
+
+cdef int _fill_range(PageTable table, PyObject* made, uint64_t start, uint64_t nbytes) except -1:
+    """Set the ends of a range that was allocated; if that fails, give it back."""
+    try:
+        _set_range(made, start, start + nbytes)
+    except MemoryError:
+        table.decref(start, start + nbytes)
+        raise
+    return 0
