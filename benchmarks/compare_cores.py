@@ -53,7 +53,7 @@ def observables(table: Any, *, full: bool = True) -> tuple[Any, ...]:
     )
     if not full:
         return figures
-    return (*figures, table.allocated, list(table.runs()), list(table.flags.runs()))
+    return (*figures, dict(table.allocated.items()), list(table.runs()), list(table.flags.runs()))
 
 
 class Driver:

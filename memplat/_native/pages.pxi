@@ -144,7 +144,7 @@ cdef class Allocated:
         return self._copy().items()
 
     def __eq__(self, other):
-        return self._copy() == (other._copy() if isinstance(other, Allocated) else other)
+        return self._copy() == ((<Allocated>other)._copy() if isinstance(other, Allocated) else other)
 
     def __repr__(self):
         return repr(self._copy())
