@@ -53,7 +53,8 @@ def observables(table: Any, *, full: bool = True) -> tuple[Any, ...]:
     )
     if not full:
         return figures
-    return (*figures, dict(table.allocated.items()), list(table.runs()), list(table.flags.runs()))
+    columns = table.segments.columns()
+    return (*figures, columns, dict(table.allocated.items()), list(table.runs()), list(table.flags.runs()))
 
 
 class Driver:
@@ -202,6 +203,7 @@ class Driver:
         self.both("inspect", start)
         self.both("first_shared", start, end)
         self.both("require", start, end, "look")
+        self.both("ranges_of", self.random.choice(OWNERS))
 
 
 OPERATIONS = {

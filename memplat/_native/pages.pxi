@@ -165,6 +165,7 @@ cdef class _Pages:
     cdef readonly uint64_t allocations, frees
     cdef public uint64_t changes
     cdef readonly bint has_flags
+    cdef readonly dict watched  # by owner: the changes when it was found what he uses, and the extents
     cdef public uint64_t _max_refs  # tests make it small
 
     def __cinit__(self, page_size):
@@ -177,6 +178,7 @@ cdef class _Pages:
         self._unit = self.huge_unit >> self._shift
         self._kinds = []
         self._kind_ids = {}
+        self.watched = {}
         for kind in MemoryKind:
             self._kind_id(str(kind))
         init_accounts(&self._accounts)
@@ -191,7 +193,7 @@ cdef class _Pages:
     @property
     def torn(self):
         """Never: a change is not interrupted by anything."""
-        return False
+        return 0
 
     @property
     def segments(self):

@@ -1,4 +1,11 @@
-# The page table's other half: waste on its way back to the host, flags, and looking.
+# The page table's other half: waste on its way back to the host, flags, owners, and looking.
+
+from cpython cimport array
+
+cdef array.array _no_extents = array.array("q")
+
+#: Of so many owners it is kept what they use.
+cdef Py_ssize_t _MAX_WATCHED = 64
 
 
 cdef struct Part:
@@ -239,6 +246,43 @@ cdef class PageTable(_Pages):
         return [_make_range(start << self._shift, end << self._shift) for start, end, here in self.flags.runs()
                 if here == flag]
 
+    # -- owners -------------------------------------------------------------------------------------------------------
+
+    def ranges_of(self, owner):
+        """What *owner* uses, as extents: what was found last time, if nothing has changed since."""
+        found = self.watched.pop(owner, None)
+        if found is None or found[0] != self.changes:
+            if found is None and len(self.watched) >= _MAX_WATCHED:
+                del self.watched[next(iter(self.watched))]
+            found = self.changes, self._walk_for(owner)
+        self.watched[owner] = found
+        return found[1][:]
+
+    cdef array.array _walk_for(self, uint32_t owner):
+        cdef _Parts parts = _Parts()
+        cdef array.array extents
+        cdef tree_spot at
+        cdef uint32_t meta
+        cdef uint64_t start, end
+        cdef size_t index
+        if self.size:
+            at = tree_find(&self._segments, 0)
+            while at.leaf != NULL:
+                meta = at.leaf.meta[at.index]
+                if meta & 3 == USED and self._accounts.items[meta >> ACCOUNT_SHIFT].owner == owner:
+                    start = at.leaf.start[at.index]
+                    end = at.leaf.start[at.index + 1]
+                    if parts.count and parts.items[parts.count - 1].last == start:
+                        parts.items[parts.count - 1].last = end
+                    else:
+                        parts.add(start, end)
+                at = tree_next(at)
+        extents = array.clone(_no_extents, 2 * <Py_ssize_t>parts.count, False)
+        for index in range(parts.count):
+            extents.data.as_longlongs[2 * index] = <long long>(parts.items[index].first << self._shift)
+            extents.data.as_longlongs[2 * index + 1] = <long long>(parts.items[index].last << self._shift)
+        return extents
+
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def runs(self, uint64_t start=0, end=None):
@@ -386,6 +430,28 @@ cdef class Runs:
         """The runs that overlap ``[start, end)``, clipped to it, upwards: start, end, value."""
         cdef uint64_t size = self._table._segments.size
         return _RunIterator(self._table, start, size if end is None else min(size, end), 0, self._of_flags)
+
+    def columns(self):
+        """All runs at once: their starts, upwards, and their values."""
+        cdef tree* runs = &self._table._flags if self._of_flags else &self._table._segments
+        cdef list starts = [], values = []
+        cdef dict known = {}  # equal values are one object
+        cdef tree_spot at
+        cdef uint64_t counts, position = 0
+        cdef uint32_t meta
+        while position < runs.size:  # what is made here may set off the collector, and that may change the table
+            at = tree_find(runs, position)
+            starts_here = at.leaf.start[at.index]
+            counts = at.leaf.counts[at.index]
+            meta = at.leaf.meta[at.index]
+            position = at.leaf.start[at.index + 1]
+            key = (<object>counts << 32) | meta
+            value = known.get(key)
+            if value is None:
+                value = known[key] = meta >> 1 if self._of_flags else self._table._value(counts, meta)
+            starts.append(starts_here)
+            values.append(value)
+        return starts, values
 
     def find(self, uint64_t key):
         """The run around *key*: start, end, value."""
