@@ -8,6 +8,7 @@ from typing import NamedTuple
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _PROGRAM = struct.Struct("<IIQQQQQQ")
 _LOAD, _INTERP = 1, 3
+_PAGE = 4096
 _EXEC, _DYN, _X86_64 = 2, 3, 62
 
 
@@ -48,14 +49,19 @@ def parse(data: bytes, base: int) -> Program:
     slide = base if kind == _DYN else 0
     segments, headers = [], 0
     for number in range(count):
-        kind, flags, offset, address, _, file_size, memory_size, _ = _PROGRAM.unpack_from(
-            data, headers_at + number * size
-        )
-        if kind == _INTERP:
+        at = headers_at + number * size
+        if at + _PROGRAM.size > len(data):
+            raise NotExecutableError("its program headers are not in its first page")
+        segment_kind, flags, offset, address, _, file_size, memory_size, _ = _PROGRAM.unpack_from(data, at)
+        if segment_kind == _INTERP:
             raise NotExecutableError("dynamically linked: only static programs are run")
-        if kind == _LOAD:
+        if segment_kind == _LOAD:
+            if (address - offset) % _PAGE or memory_size < file_size or flags & 3 == 3:
+                raise NotExecutableError("it has a segment that cannot be mapped")
             modes = bool(flags & 4), bool(flags & 2), bool(flags & 1)
             segments.append(Segment(address + slide, memory_size, offset, file_size, *modes))
             if offset <= headers_at < offset + file_size:
                 headers = address + slide + headers_at - offset
+    if not segments:
+        raise NotExecutableError("it has nothing to be loaded")
     return Program(entry + slide, tuple(segments), headers, count, size)

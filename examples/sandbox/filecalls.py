@@ -18,6 +18,7 @@ from examples.sandbox.virtual import VirtualMemory
 _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
 _MOST_IO = 1 << 20
+_MOST_FILES = 1024
 _STAT = struct.Struct("<QQQIIIIQqqqQQQQQQ24x")
 
 
@@ -49,6 +50,7 @@ class Outcome:
     faults: int = 0
     shared_pages: int = 0
     copied_pages: int = 0
+    taken_over_pages: int = 0
 
 
 def signed(value: int, bits: int = 32) -> int:
@@ -96,7 +98,9 @@ class FileCalls:
         return self._new_descriptor(OpenFile(file=self._cache.open(real)), 0)
 
     def _new_descriptor(self, file: OpenFile, first: int) -> int:
-        fd = next(number for number in range(first, 1 << 20) if number not in self._files)
+        fd = next((number for number in range(first, _MOST_FILES) if number not in self._files), None)
+        if fd is None:
+            raise RefusedError(errno.EMFILE)
         self._files[fd] = file
         return fd
 

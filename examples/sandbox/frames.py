@@ -72,6 +72,10 @@ class Frames:
         else:
             self._dirty.add(offset)
 
+    def adopt(self, pages: FileRange) -> None:
+        """Pages of a file that nobody else refers to: the owner pays for them from now on."""
+        self._memory.transfer(pages, self._owner)
+
     def empty(self, offset: int) -> None:
         """Make a frame zero, and give its storage back: madvise(2), MADV_DONTNEED."""
         if self._memory.page_size == FRAME:
@@ -99,6 +103,7 @@ class CachedFile:
                 self.pages = memory.allocate(length, kind="page_cache", mode="reserved", fill=file)
         self.path = path
         self._memory = memory
+        self._closed = False
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes of the file."""
@@ -109,9 +114,9 @@ class CachedFile:
 
     def close(self) -> None:
         """Drop the cache's own reference; sandboxes that map the pages keep theirs."""
-        if self.pages is not None:
+        if self.pages is not None and not self._closed:
+            self._closed = True
             self._memory.decref(self.pages)
-            self.pages = None
 
 
 class PageCache:

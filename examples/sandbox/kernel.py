@@ -81,8 +81,11 @@ class Sandbox(FileCalls):
         self._program = os.path.realpath(path)
         file = self._cache.open(self._program)
         program = elf.parse(file.read(0, FRAME), _PIE_BASE)
-        self._break = self._first_break = map_program(self.virtual, file, program)
-        stack = fill_stack(self.virtual, program, self._program, arguments, environment)
+        try:
+            self._break = self._first_break = map_program(self.virtual, file, program)
+            stack = fill_stack(self.virtual, program, self._program, arguments, environment)
+        except BadAddressError as error:
+            raise elf.NotExecutableError(f"it cannot be loaded: {error}") from error
         self._cpu.start(self.virtual, program.entry, stack)
 
     def run(self, *, on_call: Callable[[], None] = lambda: None) -> Outcome:
@@ -101,6 +104,7 @@ class Sandbox(FileCalls):
             self.outcome.status, self.outcome.killed_by = 128 + signal.SIGKILL, f"SIGKILL: out of memory: {error}"
         self.outcome.faults = self.virtual.faults
         self.outcome.shared_pages, self.outcome.copied_pages = self.virtual.shared, self.virtual.copies
+        self.outcome.taken_over_pages = self.virtual.taken_over
         return self.outcome
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from memplat.ranges import Address, align_down, align_up
 
 READ, WRITE, EXECUTE = 1, 2, 4
 TOP = 0x7FFF_FFFF_F000
+_LONGEST_STRING = 4096
 _MMAP_TOP = 0x7FFF_0000_0000
 
 
@@ -70,13 +71,18 @@ class VirtualMemory:
         self._pages: dict[int, Page] = {}
         self._mapped_files: dict[int, CachedFile] = {}
         self.changed: list[int] = []  # addresses of pages that the processor may know wrongly
-        self.faults = self.copies = self.shared = 0
+        self.faults = self.copies = self.shared = self.taken_over = 0
 
     # -- areas --------------------------------------------------------------------------------------------------------
 
     def map(self, start: int, length: int, access: int, file: CachedFile | None = None, offset: int = 0) -> None:
-        """Map an area, over whatever was there. Nothing is touched yet."""
+        """Map an area, over whatever was there. Nothing is touched yet.
+
+        :raises BadAddressError: if it would not lie within the guest's half of the address space
+        """
         end = start + align_up(length, FRAME)
+        if not FRAME <= start < end <= TOP:
+            raise BadAddressError(f"[{start:#x}, {end:#x}) cannot be mapped")
         self.unmap(start, end - start)
         bisect.insort(self._areas, Area(start, end, access, file, offset), key=lambda area: area.start)
         if file is not None:
@@ -86,7 +92,8 @@ class VirtualMemory:
         """The guest's machine gets the pages of the file, by reference."""
         if file.pages is not None and file.pages.start not in self._mapped_files:
             self._mapped_files[file.pages.start] = file
-            self._memory.map_into(self._space, physical(file.pages.start), file.pages, "read_execute")
+            # Also for writing: a page that nobody else refers to is written in place. Until then nobody may.
+            self._memory.map_into(self._space, physical(file.pages.start), file.pages, "read_write_execute")
 
     def find_room(self, length: int) -> int:
         """The highest gap below the stack that is long enough."""
@@ -195,6 +202,8 @@ class VirtualMemory:
         whole = FileRange(page.offset, page.offset + FRAME)
         if self._memory.page_size == FRAME and self._memory.has_unique_ref(whole):
             page.writable = True
+            self.frames.adopt(whole)
+            self.taken_over += 1
         else:
             frame = self.frames.take()
             self._memory.write(FileRange(frame, frame + FRAME), self._memory.read(whole))
@@ -247,6 +256,8 @@ class VirtualMemory:
         """Up to the zero byte."""
         text = b""
         while b"\0" not in text:
+            if len(text) > _LONGEST_STRING:
+                raise BadAddressError("a string without an end")
             text += self.read(address + len(text), FRAME - (address + len(text)) % FRAME)
         return text.partition(b"\0")[0]
 

@@ -261,3 +261,42 @@ def test_what_is_no_static_program_is_refused(text: Path) -> None:
         for path in (str(text), os.path.realpath("/bin/sh")):
             with pytest.raises(NotExecutableError), sandbox(memory, cache, "unicorn", [path], []):
                 pass
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_pages_that_nobody_else_refers_to_are_written_in_place_and_paid_for(platform: str, memory_user: str) -> None:
+    with memplat.open("memfd", config={}, reclaim="manual") as memory:
+        with page_cache(memory) as cache, sandbox(memory, cache, platform, [memory_user], []) as (box, output):
+            cache.close()  # the cache has no use for the program any more
+            outcome = box.run()
+            assert outcome.status == 0
+            assert b"BAD" not in output.getvalue()
+            assert outcome.taken_over_pages > 0
+            usage = memory.update_usage()
+            assert usage.committed_by_owner[7]["page_cache"] == outcome.taken_over_pages * 4096
+            assert outcome.copied_pages <= 1  # while it was loaded
+        memory.reclaim()
+        assert memory.total_usage() == 0
+
+
+def broken(data: bytes, at: int, replacement: bytes) -> bytes:
+    return data[:at] + replacement + data[at + len(replacement) :]
+
+
+def test_executables_that_lie_are_refused(tmp_path: Path, text: Path) -> None:
+    good = Path(BUSYBOX).read_bytes()[:4096]
+    lies = {
+        "more program headers than there are": broken(good, 56, (0xFFFF).to_bytes(2, "little")),
+        "headers outside of the file": broken(good, 32, (1 << 60).to_bytes(8, "little")),
+        "a segment in the kernel's half": broken(good, 64 + 16, (0xFFFF_8000_0000_0000).to_bytes(8, "little")),
+        "a segment at the end of the address space": broken(good, 64 + 40, (1 << 63).to_bytes(8, "little")),
+        "a segment that is not aligned": broken(good, 64 + 16, (0x400123).to_bytes(8, "little")),
+        "no program headers": broken(good, 56, bytes(2)),
+    }
+    with memplat.open("memfd", config={}, reclaim="manual") as memory, page_cache(memory) as cache:
+        for name, data in lies.items():
+            path = tmp_path / name
+            path.write_bytes(data)
+            with pytest.raises(NotExecutableError), sandbox(memory, cache, "unicorn", [str(path)], []):
+                pytest.fail(f"it has {name}, and was loaded")
+        assert set(memory.update_usage().committed_by_owner) <= {0}
