@@ -56,6 +56,12 @@ class AddressSpace(Protocol):
         when the pages are unmapped. If it raises, nothing was mapped and the caller keeps the reference.
         """
 
+    def unmap(self, addr: Address, length: int) -> None:
+        """Unmap whatever is mapped at ``[addr, addr + length)``, and drop the references."""
+
+    def release(self) -> None:
+        """Unmap everything, drop all references, and take the space down; idempotent."""
+
 
 class Block(Protocol):
     """One reference to a range, owned by an object that is bound to its memory. A context manager."""

@@ -166,6 +166,8 @@ class Space:
     def map_file(self, *arguments: object) -> None:
         raise AssertionError(f"reached with {arguments}")
 
+    unmap = release = map_file
+
 
 PAGE_METHODS: dict[str, Callable[[Memory, Any], object]] = {
     "incref": lambda memory, pages: memory.incref(pages),

@@ -393,6 +393,8 @@ def calls(memory: Memory, pages: FileRange) -> dict[str, Callable[[], object]]:
         def map_file(self, *arguments: object) -> None:
             raise AssertionError("must not be reached")
 
+        unmap = release = map_file
+
     return {
         "round_up": lambda: memory.round_up(1),
         "allocate": lambda: memory.allocate(PAGE),
