@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 import pytest
@@ -25,13 +27,19 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         plugin.cov_controller.cov.stop()
 
 
-def pytest_configure() -> None:
-    """Let SIGTERM (of ``timeout``, of CI) end the run as an interrupt does: mounts and swap are put back."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Let SIGTERM (of ``timeout``, of CI) end the run as an interrupt does: mounts and swap are put back. The processes
+    of pytest-xdist get it too, because they would be killed soon after this one has ended.
+    """
     runner = os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() != runner:
             os._exit(128 + number)  # a forked child has nothing to put back
+        if getattr(config.option, "numprocesses", None):
+            for child in Path(f"/proc/self/task/{runner}/children").read_text(encoding="ascii").split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(child), number)
         signal.default_int_handler(number, frame)
 
     signal.signal(signal.SIGTERM, end)
