@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import os
 from array import array
 from typing import Final, NamedTuple
 
@@ -31,6 +32,7 @@ FS_NOCOW_FL: Final = 0x00800000
 
 _FS_IOC_GETFLAGS: Final = 0x80086601
 _FS_IOC_SETFLAGS: Final = 0x40086602
+_BTRFS_IOC_FS_INFO: Final = 0x8400941F
 
 _fstatfs = _libc.function(_libc.HELD, "fstatfs", ctypes.c_int, (ctypes.c_int, ctypes.c_void_p))
 
@@ -76,6 +78,20 @@ def file_system(fd: int) -> FileSystem:
             raise _libc.error("fstatfs")
     magic, block, blocks, free, available = words[:5]
     return FileSystem(magic & 0xFFFFFFFF, block, blocks * block, free * block, available * block)
+
+
+def has_mixed_groups(fd: int) -> bool:
+    """Whether the file is on a btrfs whose data and metadata share block groups (mkfs.btrfs --mixed), as far as the
+    kernel tells: BTRFS_IOC_FS_INFO has the UUID in bytes 16 to 31, <linux/btrfs.h>; sysfs has the features.
+    """
+    info = bytearray(1024)
+    try:
+        fcntl.ioctl(fd, _BTRFS_IOC_FS_INFO, info)
+    except OSError:
+        return False
+    words = info[16:32].hex()
+    name = "-".join((words[:8], words[8:12], words[12:16], words[16:20], words[20:]))
+    return os.path.exists(f"/sys/fs/btrfs/{name}/features/mixed_groups")
 
 
 def name_of(magic: int) -> str:

@@ -30,6 +30,9 @@ def why_not(fd: int, place: str) -> Availability | None:
             f"{where} with blocks of {format_size(found.block_size)}: {format_size(PAGE_SIZE)} cannot be counted",
             f"mkfs with blocks of {PAGE_SIZE} bytes (-b {PAGE_SIZE} for mkfs.ext4, -b size={PAGE_SIZE} for mkfs.xfs)",
         )
+    if found.magic == filesystems.BTRFS_MAGIC and filesystems.has_mixed_groups(fd):
+        why = "with mixed block groups: data can fill the room of metadata, and then reserved pages cannot be touched"
+        return Availability(False, f"{where} {why}", "mkfs.btrfs without --mixed")
     try:
         doubt = _doubt(fd)
     except OSError as reason:

@@ -108,6 +108,15 @@ def test_a_directory_of_huge_pages_is_refused_and_names_the_backend_for_it():
         assert check(path).remedy == f'backend = "hugetlb", mount = "{path}"'
 
 
+def test_a_btrfs_whose_data_may_take_the_room_of_metadata_is_refused():
+    with loop_mount("btrfs", 64 * MIB, ("-q", "--mixed")) as path:
+        availability = check(path)
+        assert "is on btrfs with mixed block groups" in availability.reason
+        assert availability.remedy == "mkfs.btrfs without --mixed"
+    with loop_mount("btrfs") as path:
+        assert check(path).available
+
+
 def test_a_full_file_system_is_refused():
     with tmpfs_mount(MIB) as path:
         (path / "full").write_bytes(bytes(MIB))
