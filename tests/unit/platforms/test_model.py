@@ -22,6 +22,7 @@ class SpaceMachine(RuleBasedStateMachine):
 
     guest: Guest
     memory: Memory
+    operations = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,6 +99,7 @@ class SpaceMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_guest_loads_what_the_model_says(self) -> None:
+        type(self).operations += 1
         for page in {self.last, *list(self.mapped)[:2]} & self.mapped.keys():
             assert self.guest.load(self.at(page)) == self.content[self.mapped[page][0]]
 
@@ -139,7 +141,7 @@ def test_a_thousand_random_operations_agree_with_the_model(name: str) -> None:
         run_state_machine_as_test(
             Machine,
             settings=settings(
-                max_examples=20,
+                max_examples=30,
                 stateful_step_count=50,
                 deadline=None,
                 database=None,
@@ -147,3 +149,4 @@ def test_a_thousand_random_operations_agree_with_the_model(name: str) -> None:
                 suppress_health_check=list(HealthCheck),
             ),
         )
+        assert Machine.operations >= 1000

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import pickle
+import resource
 import socket
 import subprocess
 import sys
@@ -357,6 +359,59 @@ def test_strangers_at_the_door_get_nothing(memory: Memory) -> None:
             assert stranger.recv(64) in (b"", b"unknown")
     assert refs(memory, pages) == 2
     assert handle.revoke()
+    memory.decref(pages)
+
+
+def test_what_a_peer_commits_by_looking_is_counted_exactly(memory: Memory) -> None:
+    pages = memory.allocate(16 * PAGE, owner=5)
+    assert memory.update_usage().total == 0
+    with memplat.attach(memory.share(pages)) as view:
+        assert sum(view[:: 4 * PAGE]) == 0
+    usage = memory.update_usage()
+    assert usage.exact
+    assert usage.total == memory.total_usage() == usage.committed_by_owner[5]["anonymous"] == 4 * PAGE
+    memory.decref(pages)
+
+
+def test_an_owner_without_a_free_descriptor_turns_peers_away_and_goes_on(memory: Memory) -> None:
+    pages = memory.allocate(PAGE, fill=b"hello")
+    memplat.attach(memory.share(pages)).release()  # the service runs by now
+    handles = [memory.share(pages), memory.share(pages)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    to_child, from_child = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.read(to_child[0], 1)
+            try:
+                memplat.attach(handles[0])
+            except memplat.HandleExpiredError:
+                os.write(from_child[1], b"refused")
+                os.read(to_child[0], 1)
+                os.write(from_child[1], bytes(memplat.attach(handles[1])[:5]))
+        finally:
+            os._exit(0)
+    os.close(from_child[1])
+    fill: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                fill.append(os.dup(to_child[0]))
+        os.write(to_child[1], b"-")
+        assert os.read(from_child[0], 16) == b"refused"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in fill:
+            os.close(fd)
+    os.write(to_child[1], b"-")
+    assert os.read(from_child[0], 16) == b"hello"
+    os.waitpid(child, 0)
+    for fd in (*to_child, from_child[0]):
+        os.close(fd)
+    assert handles[1].wait(20)
+    assert handles[0].revoke()
+    assert refs(memory, pages) == 1
     memory.decref(pages)
 
 
