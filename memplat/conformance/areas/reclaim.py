@@ -30,7 +30,7 @@ def freed_pages_go_back_to_the_host_in_the_background(case: Case) -> None:
 
 @check("RECL-02", rule="10.2", after="DECOM-05 DECOM-08 REF-01 VIEW-02")
 def thousands_of_pieces_are_reclaimed(case: Case) -> None:
-    """A batch may have more ranges than fit into one system call (IOV_MAX is 1024)."""
+    """A batch may have 1,024 ranges, as many as fit into one system call (IOV_MAX), and another one comes after it."""
     memory = case.open(max_size=case.max_size(2 * _PIECES + 8))
     observer = case.observer(memory)
     page = memory.page_size

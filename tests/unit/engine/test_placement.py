@@ -34,11 +34,11 @@ def node() -> int:
     return nodes[0]
 
 
-def policies(fd: int) -> set[str]:
-    """The policies of all our mappings of a file: numa_maps of proc_pid_numa_maps(5)."""
-    wanted = os.readlink(f"/proc/self/fd/{fd}").replace(" ", "\\040")
-    lines = Path("/proc/self/numa_maps").read_text().splitlines()
-    return {line.split()[1] for line in lines if f"file={wanted}" in line.split()}
+def policies(memory: Memory) -> set[str]:
+    """The policies of the memory's own mapping: numa_maps of proc_pid_numa_maps(5), by address."""
+    start = memory.address(memplat.FileRange(0, PAGE))
+    lines = [line.split() for line in Path("/proc/self/numa_maps").read_text().splitlines()]
+    return {line[1] for line in lines if start <= int(line[0], 16) < start + memory.total_size()}
 
 
 def status(key: str) -> int:
@@ -71,7 +71,7 @@ def test_the_policy_holds_for_the_whole_file_however_it_grows(open_memory: Opene
         assert memory.read(pages) == bytes(length)
     assert memory.total_size() > 32 * MIB
     word = {"preferred": "prefer"}.get(policy, policy)
-    assert policies(memory.fileno()) == {f"{word}:{node}"}
+    assert policies(memory) == {f"{word}:{node}"}
     assert memory.backend.notes == ()
 
 
@@ -95,7 +95,7 @@ def test_without_nodes_it_is_all_of_them_and_local_names_none(open_memory: Opene
     nodes = numa.nodes_with_memory() or ()
     memory = open_memory(numa={"policy": "bind"})
     memory.allocate(PAGE)
-    (policy,) = policies(memory.fileno())
+    (policy,) = policies(memory)
     assert numa.parse_list(policy.removeprefix("bind:")) == list(nodes)
     local = open_memory(numa={"policy": "local"})
     local.allocate(PAGE)
@@ -111,7 +111,7 @@ def test_on_a_disk_it_is_reported_as_not_effective(node: int):
         assert note.startswith("numa is not effective: the file is on ext4")
         assert "memfd, hugetlb, tmpfile on tmpfs" in note
         with memory.block(PAGE):
-            assert policies(memory.fileno()) <= {"default"}
+            assert policies(memory) <= {"default"}
 
 
 def test_on_a_tmpfs_it_is_effective(node: int):
@@ -162,7 +162,7 @@ def test_a_configuration_file_has_it_too_and_mistakes_have_their_line(tmp_path: 
     file = tmp_path / "memplat.toml"
     file.write_text(f'[memory]\nlock = true\nnuma = {{policy = "bind", nodes = [{node}]}}\n')
     with memplat.open("memfd", config=file, max_size=MIB) as memory, memory.block(PAGE):
-        assert policies(memory.fileno()) == {f"bind:{node}"}
+        assert policies(memory) == {f"bind:{node}"}
         assert in_smaps(memory, "Size") == MIB
     file.write_text('[memory]\n\nnuma = {policy = "bind", nodes = [1000]}\n')
     with pytest.raises(memplat.ConfigError) as caught:
