@@ -138,7 +138,7 @@ def pages_that_were_swapped_out_are_reported(case: Case) -> None:
     """Swapped-out pages still cost storage. mincore(2) and page tables do not show them; SEEK_DATA does."""
     memory = case.open()
     case.allocate(memory, 1)
-    count = case.pages(memory, 64, 1)
+    count = case.pages(memory, 128, 2) // 2
     mine, others = case.allocate(memory, count, owner=1), case.allocate(memory, count, owner=2)
     write_and_swap_out(case, memory, mine)
     told = by_owner(memory.update_usage())
