@@ -52,7 +52,7 @@ _DUE: Final = re.compile(
     |neither[ ]a[ ]file[ ]system[ ]nor[ ]a[ ]pool[ ]bounds[ ]the[ ]file
     |there[ ]is[ ]no[ ]disk[ ]below
     |the[ ]host[ ]has[ ].+[ ]free[ ]here,[ ]and[ ]a[ ]check[ ]uses[ ]up[ ]at[ ]most
-    |needs[ ]\d+[ ]huge[ ]pages""",
+    |needs[ ]\d{4,}[ ]huge[ ]pages""",
     re.VERBOSE,
 )
 

@@ -100,7 +100,15 @@ def test_what_a_check_says_of_the_backend_is_a_reason_in_a_report_of_conformance
     assert run_script(write_report(tmp_path, reason)).returncode == 1
 
 
-@pytest.mark.parametrize("reason", ["the moon is full", "needs teapot: no tea", "hypothesis is not installed"])
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "the moon is full",
+        "needs teapot: no tea",
+        "hypothesis is not installed",
+        "needs 39 huge pages of 2 MiB, and 0 are free",
+    ],
+)
 def test_any_other_reason_is_none_in_a_report_of_conformance_either(tmp_path: Path, reason: str):
     done = run_script(write_conformance(tmp_path, *check_skips.STANDS, reason=reason))
     assert done.returncode == 1, done.stdout
