@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Final
 
+import memplat
 from benchmarks.groups import GROUPS
 from benchmarks.harness import RUNS, BenchmarkError, Row, run_group
 from benchmarks.report import (
@@ -30,6 +32,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", metavar="W1,...", default=",".join(GROUPS), help="these groups: " + ", ".join(GROUPS))
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer runs: a look, not a figure")
+    parser.add_argument(
+        "--core", choices=("python", "native"), help="measure this core (default: the one that is used)"
+    )
     parser.add_argument("--runs", type=int, help="runs that are counted (default: 7, with --quick 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all runs there")
     parser.add_argument(
@@ -60,6 +65,7 @@ def _measure_group(name: str, size: str, runs: int) -> list[Row]:
 def _measure(names: Sequence[str], size: str, runs: int) -> Report:
     """Each group in a process of its own, so that none suffers from the memory that another one left behind."""
     environment = describe_environment(size, runs)
+    environment["core"] = memplat.core
     started, waited = time.monotonic(), waited_seconds()
     rows: list[Row] = []
     spawn = multiprocessing.get_context("spawn")
@@ -76,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and write what was asked for; the exit status."""
     chosen = _parse(arguments)
     size = "quick" if chosen.quick else "full"
+    if chosen.core:
+        os.environ["MEMPLAT_CORE"] = chosen.core  # before it is asked for here, and for the processes that measure
     try:
         report = read_report(chosen.source) if chosen.source else _measure(chosen.only, size, chosen.runs or RUNS[size])
     except BenchmarkError as error:

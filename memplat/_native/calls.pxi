@@ -180,10 +180,11 @@ cdef class Calls:
         cdef uint64_t start = 0, end = 0
         cdef bint for_writing, pinned
         cdef Exporter exporter
-        if state is not None and not self._hot_reclaimer.needs_thread:
+        if state is not None:
             for_writing = writable
             pinned = pin
-            if _read_range(range, state.table.size, 0, &start, &end):
+            # A pinned view that dies may leave waste, and cannot start the reclaimer's thread.
+            if not (pinned and self._hot_reclaimer.needs_thread) and _read_range(range, state.table.size, 0, &start, &end):
                 exporter = self._try_view(state, start, end, for_writing, pinned)
                 if exporter is not None:
                     return PyMemoryView_FromObject(exporter)

@@ -1,0 +1,224 @@
+"""Both cores side by side, from 1,000 to 1,000,000 live segments: a table, and plots of time against segments.
+
+    python -m benchmarks.cores [--sizes 1000,10000,...] [--runs 5] [--markdown [FILE]] [--json FILE] [--from FILE]
+
+Each core is measured in a process of its own, one after the other. The page goes to docs/cores.md, the plots beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.published import CALIBRATORS
+
+CORES: Final = ("python", "native")
+_SIZES: Final = "1000,10000,100000,1000000"
+
+#: What is plotted: title, unit, Go's published figures by live segments, targets of the compiled core; microseconds.
+_PLOTS: Final[Mapping[str, tuple[str, str, Mapping[int, float], Mapping[int, float]]]] = {
+    "W1": (
+        "W1: free one, allocate one",
+        "pair",
+        {1_000: 1.15, 100_000: 3.0, 1_000_000: 5.2},
+        {1_000: 0.45, 100_000: 1.0, 1_000_000: 1.8},
+    ),
+    "W3": (
+        "W3: two pages behind holes of one page",
+        "search",
+        {1_000: 0.30, 1_000_000: 0.30},
+        {1_000_000: 0.25},
+    ),
+    "W7": (
+        "W7: incref and decref of one segment",
+        "pair",
+        {1_000: 0.16, 100_000: 0.46},
+        {1_000: 0.15, 100_000: 0.4},
+    ),
+    "W7 middle": (
+        "W7: incref and decref of the middle of a segment",
+        "pair",
+        {1_000: 0.31, 100_000: 0.61},
+        {1_000: 0.25, 100_000: 0.5},
+    ),
+    "W6": ("W6: an unpinned view of 64 KiB", "view", {}, {1_000: 0.2}),
+    "W6 pinned": ("W6: a pinned view of 64 KiB", "view", {}, {1_000: 0.5}),
+}
+
+
+class _Cases:
+    """A group of the harness: one workload over all sizes."""
+
+    TITLE = NOTE = ""
+
+    def __init__(self, name: str, sizes: Sequence[int]) -> None:
+        self._name, self._sizes = name, sizes
+
+    def cases(self, size: str) -> list[Any]:  # noqa: ARG002 -- the harness passes it
+        from benchmarks import w1_churn, w3_search, w6_view, w7_references
+
+        if self._name == "W1":
+            return [w1_churn.Churn(live, 5_000) for live in self._sizes]
+        if self._name == "W3":
+            return [w3_search.SmallSearch(holes // 2, 1_000) for holes in self._sizes]
+        if self._name.startswith("W6"):
+            return [w6_view.View(5_000, pin=self._name != "W6")]
+        return [w7_references.Share(live, 5_000, middle=self._name != "W7") for live in self._sizes]
+
+
+def _measure_one(core: str, name: str, sizes: Sequence[int], runs: int) -> list[dict[str, Any]]:
+    os.environ["MEMPLAT_CORE"] = core
+    import memplat
+    from benchmarks.harness import run_group
+
+    assert memplat.core == core
+    rows = run_group(f"{core} {name}", _Cases(name, sizes), "full", runs, lambda _: None)
+    main = [row for row in rows if not row.figure]
+    return [
+        {
+            "core": core,
+            "plot": name,
+            "live": live,
+            "segments": row.segments,
+            "seconds": row.seconds,
+            "getppid" if row.calibrator == "getppid" else "slice": row.calibrations,
+        }
+        for live, row in zip(sizes, main, strict=False)
+    ]
+
+
+def measure(sizes: Sequence[int], runs: int) -> dict[str, Any]:
+    """All figures, and how busy the machine was."""
+    rows: list[dict[str, Any]] = []
+    spawn = multiprocessing.get_context("spawn")
+    load = [os.getloadavg()[0]]
+    for name in _PLOTS:
+        for core in CORES:
+            print(f"{name}, {core}", file=sys.stderr, flush=True)
+            with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+                rows += pool.submit(_measure_one, core, name, sizes, runs).result()
+        load.append(os.getloadavg()[0])
+    return {"when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "runs": runs, "load": load, "rows": rows}
+
+
+def _median(found: Mapping[str, Any], core: str, plot: str, live: int) -> Mapping[str, Any] | None:
+    for row in found["rows"]:
+        if (row["core"], row["plot"], row["live"]) == (core, plot, live):
+            here: Mapping[str, Any] = row
+            return here
+    return None
+
+
+def _microseconds(row: Mapping[str, Any] | None) -> float | None:
+    return statistics.median(row["seconds"]) * 1e6 if row is not None else None
+
+
+def plot(found: Mapping[str, Any], directory: Path) -> list[str]:
+    """Draw the plots over many sizes; the names of the files."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    directory.mkdir(parents=True, exist_ok=True)
+    names = []
+    for name, (title, unit, published, _) in _PLOTS.items():
+        figure, axes = plt.subplots(figsize=(6, 4))
+        drawn = 0
+        for core, marker in zip(CORES, "os", strict=True):
+            points = [
+                (row["segments"] or row["live"], _microseconds(row))
+                for row in found["rows"]
+                if (row["core"], row["plot"]) == (core, name)
+            ]
+            drawn = max(drawn, len(points))
+            axes.plot(*zip(*points, strict=True), marker=marker, label=f"memplat, {core} core")
+        if published:
+            axes.plot(
+                list(published),
+                list(published.values()),
+                "k--",
+                marker="^",
+                label="gVisor today (Go), measured elsewhere\non the same kind of machine",
+            )
+        if drawn > 1:
+            axes.set(xscale="log", yscale="log", xlabel="live segments", ylabel=f"microseconds a {unit}", title=title)
+            axes.grid(visible=True, which="both", alpha=0.3)
+            axes.legend(fontsize=8)
+            names.append(f"{name.lower().replace(' ', '-')}.svg")
+            figure.savefig(directory / names[-1], bbox_inches="tight", metadata={"Date": None})
+        plt.close(figure)
+    return names
+
+
+def page(found: Mapping[str, Any], plots: Sequence[str]) -> str:
+    """The page as Markdown."""
+    slow = max(found["load"])
+    quiet = "; **not quiet: preliminary**, the ratios say more than the microseconds" if slow > 1.5 else ""
+    head = f"""# Both cores
+
+Generated by `python -m benchmarks.cores --markdown`; do not edit. Medians of {found["runs"]} runs, {found["when"]},
+each core in a process of its own. Neighbours never have the same owner, so that merging cannot collapse the segments;
+they were counted at the end. *Calibrator*: one `getppid` (W6: one slice of a memoryview), right before and after each
+run; where the figures of Go come from, a `getppid` took {CALIBRATORS["getppid"] * 1e9:.0f} ns.
+
+The figures of Go are those of today's gVisor, **measured elsewhere on the same kind of machine** (2 shared cores, Linux
+6.18).
+
+Load average while this was measured: {min(found["load"]):.1f} to {slow:.1f} on {os.cpu_count()} processors{quiet}.
+
+| workload | live | segments | Python core | compiled core | factor | calibrator | target | gVisor |
+|---|---|---|---|---|---|---|---|---|"""
+    lines = [head]
+    for name, (title, unit, published, targets) in _PLOTS.items():
+        for live in sorted({row["live"] for row in found["rows"] if row["plot"] == name}):
+            rows = [_median(found, core, name, live) for core in CORES]
+            python, native = map(_microseconds, rows)
+            if python is None or native is None or rows[1] is None:
+                continue
+            calibrator = statistics.median(rows[1].get("getppid") or rows[1]["slice"]) * 1e9
+            target = f"{targets[live]} us" if live in targets else ""
+            go = f"{published[live]} us" if live in published else ""
+            lines.append(
+                f"| {title}, a {unit} | {live:,} | {rows[1]['segments']:,} | {python:.2f} us | {native:.3f} us "
+                f"| {python / native:.0f} | {calibrator:.0f} ns | {target} | {go} |"
+            )
+    lines.append("")
+    lines += [f"![{name.removesuffix('.svg')}: time against live segments, log-log](plots/{name})" for name in plots]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, and write what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default=_SIZES)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--from", type=Path, dest="source", help="report a --json file, measure nothing")
+    parser.add_argument("--markdown", type=Path, nargs="?", const=Path("docs/cores.md"))
+    chosen = parser.parse_args(arguments)
+    if chosen.source:
+        found = json.loads(chosen.source.read_text())
+    else:
+        found = measure([int(size) for size in chosen.sizes.split(",")], chosen.runs)
+    if chosen.json:
+        chosen.json.write_text(json.dumps(found))
+    names = plot(found, chosen.markdown.parent / "plots") if chosen.markdown else []
+    text = page(found, names)
+    if chosen.markdown:
+        chosen.markdown.write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
