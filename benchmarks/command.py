@@ -32,9 +32,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", metavar="W1,...", default=",".join(GROUPS), help="these groups: " + ", ".join(GROUPS))
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer runs: a look, not a figure")
-    parser.add_argument(
-        "--core", choices=("python", "native"), help="measure this core (default: the one that is used)"
-    )
+    parser.add_argument("--core", choices=("python", "native"), help="measure this core, not the one that is chosen")
     parser.add_argument("--runs", type=int, help="runs that are counted (default: 7, with --quick 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all runs there")
     parser.add_argument(
