@@ -38,7 +38,7 @@ cdef inline bint _read_range(object pages, uint64_t size, uint64_t mask, uint64_
     cdef long long first, last
     cdef PyObject* item
     cdef PyObject* other
-    if type(pages) is not _range_class:
+    if type(pages) is not _range_class or PyTuple_GET_SIZE(<PyObject*>pages) != 2:
         return False
     item = PyTuple_GET_ITEM(<PyObject*>pages, 0)
     other = PyTuple_GET_ITEM(<PyObject*>pages, 1)

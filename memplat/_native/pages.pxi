@@ -34,6 +34,7 @@ cdef extern from "Python.h":
     PyObject* PyLong_FromUnsignedLongLong(unsigned long long) except NULL
     void PyTuple_SET_ITEM(PyObject*, Py_ssize_t, PyObject*)
     PyObject* PyTuple_GET_ITEM(PyObject*, Py_ssize_t)
+    Py_ssize_t PyTuple_GET_SIZE(PyObject*)
     void PyObject_GC_UnTrack(PyObject*)
     void Py_DECREF(PyObject*)
     void Py_INCREF(PyObject*)
@@ -467,7 +468,7 @@ cdef class _Pages:
         cdef uint64_t count = ((length >> self._shift) + self._unit - 1) // self._unit * self._unit, start
         cdef tree_spot at
         self._reserve()
-        if not tree_fit(&self._segments, <unsigned>(not huge) << 1, count, True, True, &at):
+        if not tree_fit(&self._segments, <unsigned>(not huge) << 1, count, self._unit > 1, True, &at):
             return False
         start = (at.leaf.start[at.index + 1] - count) & ~(self._unit - 1)
         tree_change(&self._segments, at, start, start + count, 0, FREE | (<uint32_t>huge << POOL_SHIFT), True)

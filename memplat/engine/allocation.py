@@ -10,7 +10,7 @@ from typing import IO, Final
 from memplat.engine import pages
 from memplat.engine.limits import over_limit_locked
 from memplat.engine.reclaim import Reclaimer
-from memplat.engine.state import EngineState
+from memplat.engine.state import EngineState, host_error
 from memplat.errors import InvalidArgumentError, OutOfMemory
 from memplat.linux import shmem
 from memplat.linux.headroom import require_headroom
@@ -288,7 +288,7 @@ class Allocator:
     def _fill(self, source: memoryview | IO[bytes], taken: FileRange) -> None:
         """Copy *source* to the front of the pages; a reader that ends early leaves zeros."""
         if isinstance(source, memoryview):
-            self._write(taken.start, source)
+            self._store(taken.start, source)
             return
         offset = taken.start
         while offset < taken.end:
@@ -300,8 +300,14 @@ class Allocator:
                 raise InvalidArgumentError(f"fill: read({wanted}) returned {len(data)} bytes")
             if not data:
                 return
-            self._write(offset, memoryview(data))
+            self._store(offset, memoryview(data))
             offset += len(data)
+
+    def _store(self, offset: int, data: memoryview) -> None:
+        try:
+            self._write(offset, data)
+        except OSError as error:
+            raise host_error(error, f"fill at {offset}") from error
 
 
 def _what(request: AllocationRequest) -> str:

@@ -102,8 +102,9 @@ def refuse_owner(owner: object) -> NoReturn:
 
 def refuse_range(pages: object, size: int, page_size: int) -> NoReturn:
     """Raise the error for a range that is not page-aligned within the file; *page_size* 1 asks for no alignment."""
-    if not isinstance(pages, FileRange):
-        raise InvalidArgumentError(f"{pages!r} is no range; allowed are a FileRange or a block of this memory")
+    if not isinstance(pages, FileRange) or tuple.__len__(pages) != 2:
+        shown = tuple.__repr__(pages) if isinstance(pages, FileRange) else repr(pages)
+        raise InvalidArgumentError(f"{shown} is no range; allowed are a FileRange or a block of this memory")
     start, end = pages
     if not is_int(start) or not is_int(end):
         raise InvalidRangeError(f"FileRange({start!r}, {end!r}) has an end that is no integer; offsets are whole bytes")

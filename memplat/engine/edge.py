@@ -24,7 +24,7 @@ class Edge:
 
     def _pages(self, pages: Any) -> FileRange:
         """A page-aligned range within the file. To be called with the lock held."""
-        if type(pages) is not FileRange:
+        if type(pages) is not FileRange or len(pages) != 2:
             pages = self._range_of(pages)
         start, end = pages
         size = self._state.table.size
@@ -36,7 +36,7 @@ class Edge:
 
     def _bytes(self, range_: Any) -> FileRange:
         """Any byte range within the file. To be called with the lock held."""
-        if type(range_) is not FileRange:
+        if type(range_) is not FileRange or len(range_) != 2:
             range_ = self._range_of(range_)
         start, end = range_
         size = self._state.table.size
@@ -54,9 +54,11 @@ class Edge:
             if pages.memory is not self:
                 raise ForeignBlockError(f"{pages!r} belongs to another memory, {pages.memory!r}; use its own methods")
             return pages.pages
-        if not isinstance(pages, FileRange):
+        if not isinstance(pages, FileRange) or tuple.__len__(pages) != 2:
             refuse_range(pages, self._state.table.size, self.page_size)
-        return pages
+        return FileRange._make(
+            tuple.__iter__(pages)
+        )  # not of a subclass, which might say something else when asked again
 
     @contextlib.contextmanager
     def _held(self, range_: Any, what: str, *, page_aligned: bool) -> Iterator[FileRange]:

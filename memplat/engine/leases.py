@@ -235,7 +235,8 @@ class Service:
         while True:
             with self.lock:
                 self._next_deadline = self._deadlines[0][0] if self._deadlines else float("inf")
-                left = max(0.0, self._next_deadline - time.monotonic()) if self._deadlines else None
+                # At most a day, because epoll_wait(2) takes milliseconds that fit into an int: 24 days.
+                left = min(86_400.0, max(0.0, self._next_deadline - time.monotonic())) if self._deadlines else None
             for fd, events in self._epoll.poll(left):
                 try:
                     self._happened(fd, events)

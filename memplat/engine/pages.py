@@ -178,7 +178,7 @@ class PageTable:
         """Move free, whole huge pages from the other pool to this one, enough for *length*. False if there are none."""
         unit = self.huge_unit >> self._shift
         count = -(-(length >> self._shift) // unit) * unit
-        start = self.segments.find_fit(_FREE[not huge], count, aligned=True, last=True)
+        start = self.segments.find_fit(_FREE[not huge], count, aligned=unit > 1, last=True)
         if start < 0:
             return False
         self.torn += 1

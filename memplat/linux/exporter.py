@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 _PY_BF_GETBUFFER: Final = 1  # <typeslots.h>
 _TPFLAGS_BASETYPE: Final = 1 << 10  # <object.h>
@@ -45,7 +45,8 @@ _fill_info = ctypes.PYFUNCTYPE(
     ctypes.c_int,
 )(("PyBuffer_FillInfo", ctypes.pythonapi))
 
-#: What each living exporter exports: address, length, read-only, whom to tell.
+#: What each living exporter exports, by its id: address, length, read-only, whom to tell. Not by its number, which
+#: everybody can give to an exporter of his own.
 _living: dict[int, tuple[int, int, bool, Callable[[], None] | None]] = {}
 _numbers = itertools.count(1)
 
@@ -53,7 +54,7 @@ _numbers = itertools.count(1)
 def _get_buffer(exporter: Any, view: int, flags: int) -> int:
     """bf_getbuffer. -1 for a refusal, without an exception: a callback cannot leave one behind."""
     try:
-        address, length, readonly, _ = _living[exporter]
+        address, length, readonly, _ = _living[id(exporter)]
         return int(_fill_info(view, exporter, address, length, readonly, flags))
     except (BufferError, KeyError):
         ctypes.c_void_p.from_address(view + ctypes.sizeof(ctypes.c_void_p)).value = None  # view->obj, as documented
@@ -84,12 +85,15 @@ class Exporter(_Base):  # type: ignore[misc]  # made at run time
     __slots__ = ()
 
     def __del__(self) -> None:
-        release = _living.pop(int.__index__(self))[3]
-        if release is not None:
-            release()
+        mine = _living.pop(id(self), None)  # None: made by somebody else, and exports nothing
+        if mine is not None and mine[3] is not None:
+            mine[3]()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("what a view is made of cannot be copied or pickled: copy the bytes of the view")
 
     def __repr__(self) -> str:
-        return f"<exporter of {_living[int.__index__(self)][1]} bytes>"
+        return f"<exporter of {_living.get(id(self), (0, 0))[1]} bytes>"
 
 
 def export(address: int, length: int, *, writable: bool, release: Callable[[], None] | None = None) -> memoryview:
@@ -98,8 +102,7 @@ def export(address: int, length: int, *, writable: bool, release: Callable[[], N
 
     ``view.obj`` is the exporter, which gives access to the same bytes and no more, and writes only if *writable*.
     """
-    number = next(_numbers)
-    _living[number] = address, length, not writable, release
-    exporter = Exporter(number)
+    exporter = Exporter(next(_numbers))
+    _living[id(exporter)] = address, length, not writable, release
     _untrack(exporter)
     return memoryview(exporter)

@@ -51,6 +51,8 @@ _VECTOR_BYTES: Final = GIB
 _PUNCH_HELD_BYTES: Final = 256 * KIB
 #: A seek over so much data takes about 30 us, for the same trade.
 _SEEK_HELD_BYTES: Final = 4 * MIB
+#: So many times in a row a page may be punched between the two questions about it.
+_MOST_STALLS: Final = 1_000
 #: Counting so much takes about 50 us, at most; a scan may count hundreds of parts.
 _COUNT_HELD_BYTES: Final = 8 * MIB
 
@@ -225,6 +227,7 @@ def _walk(fd: int, start: int, end: int) -> array[int]:
     append = found.append
     seek: Any = _lseek_released
     position = start
+    stalled = 0
     while position < end:
         data = seek(fd, position, os.SEEK_DATA)
         if data < 0:
@@ -244,6 +247,9 @@ def _walk(fd: int, start: int, end: int) -> array[int]:
             append(data)
             append(min(end, hole))
         # Where extents are short the GIL is kept: handing it over 131,072 times takes minutes beside a busy thread.
+        stalled = stalled + 1 if hole <= position else 0
+        if stalled > _MOST_STALLS or data < position:
+            raise OSError(errno.EIO, "lseek does not advance: the descriptor is no file's any more")
         seek = _lseek_held if hole - position <= _SEEK_HELD_BYTES else _lseek_released
         position = hole
     return found

@@ -433,3 +433,42 @@ def test_errors_are_the_builtins_that_a_user_expects(open_memory: Opener) -> Non
         memory.decref(part(memory.allocate(PAGE), 1))
     with pytest.raises(MemoryError):
         memory.allocate(2 * MIB)
+
+
+@pytest.mark.parametrize("items", [(), (0,), (0, PAGE, 2 * PAGE)], ids=len)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_file_range_of_another_length_is_no_range(memory: Memory, used: FileRange, name: str, items: Any) -> None:
+    broken = tuple.__new__(FileRange, items)
+    with unchanged(memory), pytest.raises(memplat.InvalidArgumentError, match="no range"):
+        METHODS[name](memory, broken)
+
+
+class Liar(FileRange):
+    """Says one thing when it is checked, and another when it is used."""
+
+    __slots__ = ()
+
+    @property
+    def start(self) -> int:
+        return PAGE * 1000
+
+    @property
+    def end(self) -> int:
+        return PAGE * 1001
+
+    def __iter__(self) -> Any:
+        return iter((PAGE * 1000, PAGE * 1001))
+
+
+def test_a_range_of_a_subclass_is_taken_for_what_it_holds(memory: Memory) -> None:
+    mine, other = memory.allocate(PAGE), memory.allocate(PAGE, fill=b"theirs")
+    liar = Liar(mine.start, mine.end)
+    memory.write(liar, b"mine")
+    assert memory.read(mine)[:4] == b"mine"
+    assert memory.read(other)[:6] == b"theirs"
+    memory.decommit(liar)
+    assert memory.read(mine) == bytes(PAGE)
+    memory.incref(liar)
+    assert memory.inspect(mine.start).refs == 2
+    assert memory.total_size() < 1000 * PAGE * PAGE
+    memory._check()  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ import pytest
 import memplat
 from memplat import FileRange
 from memplat.memory import Memory
+from tests.hostparts import tmpfs_mount
 from tests.oracle import PAGE, Observer
 from tests.unit.engine.helpers import MIB, allocated, check, part, unchanged, within, write_all
 
@@ -275,3 +276,14 @@ def test_writing_to_pages_that_nobody_holds_is_refused(memory: Memory, observer:
 def test_flush_of_a_memfd_does_nothing_and_is_no_error(memory: Memory) -> None:
     memory.allocate(PAGE, fill=b"x")
     memory.flush()
+
+
+def test_a_host_that_refuses_the_content_is_a_typed_error_and_nothing_stays_allocated() -> None:
+    with (
+        tmpfs_mount(1 * MIB) as directory,
+        memplat.open("tmpfile", tmpfile={"directory": str(directory)}, reclaim="manual") as memory,
+    ):
+        before = memory.usage().allocated
+        with pytest.raises(memplat.HostError, match="fill"):
+            memory.allocate(2 * MIB, fill=b"x" * (2 * MIB), mode="uncommitted")
+        assert memory.usage().allocated == before

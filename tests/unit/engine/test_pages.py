@@ -209,3 +209,13 @@ class BothTables(RuleBasedStateMachine):
 
 def test_both_tables_are_the_same_whatever_hypothesis_makes_up(native: Any) -> None:
     run_state_machine_as_test(BothTables, settings=settings(max_examples=40, stateful_step_count=50, deadline=None))
+
+
+@pytest.mark.parametrize("core", ["python", "native"])
+def test_where_the_page_is_a_huge_page_a_pool_borrows_from_the_other_too(core: str) -> None:
+    table: Any = pages.PageTable(HUGE) if core == "python" else native_table(HUGE)
+    table.extend(8 * HUGE, huge=False)
+    assert table.allocate(2 * HUGE, "anonymous", 1, huge=True) is None
+    assert table.borrow(2 * HUGE, huge=True)
+    assert table.allocate(2 * HUGE, "anonymous", 1, huge=True) == FileRange(6 * HUGE, 8 * HUGE)
+    table._check()

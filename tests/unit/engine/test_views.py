@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import gc
+import pickle
 import signal
 import threading
 import weakref
@@ -508,3 +510,23 @@ def test_views_dropped_by_other_threads_while_memory_is_closed(open_memory: Open
         within(partial(close_with_leftovers, memory))
         dropper.join(60)
         assert not dropper.is_alive()
+
+
+def test_what_a_view_is_made_of_cannot_be_copied_and_names_no_other_memory(open_memory: Opener) -> None:
+    memory = open_memory()
+    secret, pages = memory.allocate(PAGE, fill=b"secret"), memory.allocate(PAGE)
+    kept = memory.view(secret)
+    view = memory.view(pages, writable=False)
+    exporter: Any = view.obj
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises((TypeError, pickle.PicklingError)):
+            copied(exporter)
+    made: list[Any] = []
+    for number in range(10):  # an exporter of one's own exports nothing
+        with contextlib.suppress(TypeError, SystemError, BufferError):
+            made.append(memoryview(type(exporter)(number)))
+    assert not any(one.nbytes for one in made)
+    assert memory.inspect(pages.start).views == 1
+    assert bytes(kept[:6]) == b"secret"
+    kept.release()
+    view.release()

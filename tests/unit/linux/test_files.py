@@ -332,3 +332,12 @@ def test_pages_touched_or_punched_between_two_seeks_make_no_extents_that_touch_o
     monkeypatch.setattr(files, "_lseek_held", seek)
     monkeypatch.setattr(files, "_lseek_released", seek)
     assert list(files._walk(0, 0, 8 * PAGE)) == page_extents(1, 3, 6, 8)
+
+
+def test_a_descriptor_that_is_no_file_any_more_is_an_error_and_no_endless_loop() -> None:
+    descriptor = os.eventfd(0)  # lseek(2) on it is a success, and stays where it is
+    try:
+        with pytest.raises(OSError, match="does not advance"):
+            files._walk(descriptor, 0, MIB)
+    finally:
+        os.close(descriptor)

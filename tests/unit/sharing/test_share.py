@@ -432,3 +432,14 @@ def test_nothing_is_left_behind(memory: Memory) -> None:
     assert sorted(os.listdir("/proc/self/fd")) == before
     assert Path("/proc/self/maps").read_text().count("memfd") == maps
     memory.decref(pages)
+
+
+def test_a_share_that_expires_in_months_leaves_the_service_alive(memory: Memory) -> None:
+    pages = memory.allocate(PAGE, fill=b"hello")
+    later = memory.share(pages, expires=90 * 86_400)
+    with memplat.attach(memory.share(pages)) as view:  # the service has seen the far deadline by now
+        assert bytes(view[:5]) == b"hello"
+    with memplat.attach(memory.share(pages)) as view:
+        assert bytes(view[:5]) == b"hello"
+    assert later.revoke()
+    memory.decref(pages)
