@@ -35,7 +35,10 @@ class MappableFile(Protocol):
         """The descriptor of the backing file."""
 
     def address(self, pages: FileRange) -> int:
-        """The address of *pages* in this process; spaces inside this process use it instead of a second mapping."""
+        """The address of *pages* in this process; spaces inside this process use it instead of a second mapping.
+
+        :raises InvalidRangeError: pages that the file does not have
+        """
 
     def view(self, range: FileRange, *, writable: bool = True, pin: bool = True) -> memoryview:
         """A view; an unpinned one keeps :meth:`address` valid, also when the file is closed."""

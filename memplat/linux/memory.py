@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 from typing import Final
 
 from memplat.linux import _libc
@@ -43,6 +44,7 @@ _MLOCK_ONFAULT: Final = 1
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 #: A populating call that a signal interrupts begins again: at 32 MiB (20 ms) no timer can keep it from getting on.
 _POPULATE_STEP: Final = 32 * MIB
+_LENGTHS: Final = 1 << 63  # ctypes cuts a size_t off at 64 bits without a word: what was reserved would be shorter
 _PYBUF_WRITE: Final = 0x200  # <cpython/memoryobject.h>
 
 _pointer = ctypes.c_void_p
@@ -76,8 +78,12 @@ def reserve_address_space(length: int, alignment: int = HUGE_PAGE_SIZE) -> int:
     memory. A multiple of *alignment*, a power of two: transparent huge pages need address and offset to be congruent
     modulo 2 MiB, and MAP_FIXED of hugetlb pages needs a multiple of their size.
 
-    :raises OSError: ENOMEM if the address space, RLIMIT_AS or the number of mappings does not allow it
+    :raises OSError: ENOMEM if the address space, RLIMIT_AS or the number of mappings does not allow it; EINVAL if the
+        length is not positive
     """
+    if not 0 < length < _LENGTHS:
+        code = errno.ENOMEM if length > 0 else errno.EINVAL
+        raise OSError(code, f"mmap of {length} bytes: {os.strerror(code)}")
     size = align_up(length, alignment)
     flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
     found = _map(None, size + alignment, PROT_NONE, flags)

@@ -9,10 +9,11 @@ from multiprocessing import connection as connections
 from multiprocessing import reduction
 from typing import Any
 
-from memplat.errors import AddressSpaceError, NotMappedError
+from memplat.errors import AddressSpaceError, HostError, NotMappedError
 from memplat.linux import exporter
 from memplat.linux import memory as host
-from memplat.ranges import HUGE_PAGE_SIZE, Address
+from memplat.platforms.host import reserve_region
+from memplat.ranges import Address
 
 
 class Window:
@@ -34,9 +35,9 @@ class Window:
 
 
 class _Server:
-    def __init__(self, connection: connections.Connection[Any, Any], length: int) -> None:
+    def __init__(self, connection: connections.Connection[Any, Any], window: Window) -> None:
         self.connection = connection
-        self.window = Window(Address(host.reserve_address_space(length, HUGE_PAGE_SIZE)), length)
+        self.window = window
 
     def map_over(self, start: int, length: int, offset: int, protection: int) -> None:
         fd = reduction.recv_handle(self.connection)
@@ -73,7 +74,11 @@ class _Server:
 
 def serve(connection: connections.Connection[Any, Any], length: int) -> None:
     """Answer requests until the parent hangs up or dies."""
-    server = _Server(connection, length)
+    try:
+        server = _Server(connection, Window(reserve_region(length), length))
+    except HostError as error:
+        connection.send((False, error))
+        return
     connection.send((True, server.window.first))
     while True:
         try:

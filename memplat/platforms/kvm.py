@@ -31,6 +31,8 @@ class KvmSpace(PiecewiseSpace):
 
     def __init__(self, *, write_execute: bool = False, dirty_log: bool = False, max_slots: int | None = None) -> None:
         super().__init__(write_execute=write_execute)
+        if max_slots is not None and type(max_slots) is not int:
+            raise InvalidArgumentError(f"max_slots {max_slots!r} is no integer")
         try:
             self.vm = kvm.create_vm()
         except OSError as error:
@@ -71,8 +73,12 @@ class KvmSpace(PiecewiseSpace):
 
     def _take(self, piece: Mapped) -> None:
         self._collect(piece)
-        slot = self._slots.pop(piece.start)
-        kvm.set_memory_region(self.vm, slot, piece.start, 0, 0, 0)
+        slot = self._slots[piece.start]
+        try:
+            kvm.set_memory_region(self.vm, slot, piece.start, 0, 0, 0)
+        except OSError as error:
+            raise AddressSpaceError(f"KVM cannot unmap [{piece.start:#x}, {piece.end:#x}): {error}") from error
+        del self._slots[piece.start]
         heapq.heappush(self._free, slot)
 
     def _collect(self, piece: Mapped) -> None:

@@ -28,6 +28,8 @@ class ProcessSpace(Space):
     that use it need ``if __name__ == "__main__":``.
 
     When the child dies, every call but :meth:`release` raises :class:`GuestDiedError`; its references are dropped.
+
+    :raises HostError: if the child has no room for the region
     """
 
     def __init__(self, length: int = _DEFAULT_LENGTH, *, write_execute: bool = False) -> None:
@@ -40,7 +42,11 @@ class ProcessSpace(Space):
         theirs.close()
         self._died = False
         self.length = length
-        self.first = Address(self._answer(_START_SECONDS))
+        try:
+            self.first = Address(self._answer(_START_SECONDS))
+        except BaseException:
+            self._take_down()
+            raise
         self.last = Address(self.first + length - 1)
 
     @property
@@ -73,7 +79,7 @@ class ProcessSpace(Space):
         except AddressSpaceError:
             if not self._died:
                 self._ask("unmap", start, end - start)
-                for piece in before:
+                for piece, _ in self._still_open(start, end, before):
                     self._map(piece)
             raise
 

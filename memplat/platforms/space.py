@@ -41,6 +41,8 @@ class Mapped(NamedTuple):
     access: Access
     hold: memoryview | None
     """Keeps the host address valid, in spaces that use it."""
+    host_address: int
+    """Where the pages stand in this process: noted when they are mapped, because a closed memory does not tell it."""
 
     @property
     def length(self) -> int:
@@ -52,15 +54,11 @@ class Mapped(NamedTuple):
         """The pages that are mapped."""
         return FileRange(self.offset, self.offset + self.length)
 
-    @property
-    def host_address(self) -> int:
-        """Where the pages stand in this process."""
-        return self.file.address(self.pages)
-
     def clip(self, start: int, end: int) -> Mapped:
         """The part of the piece within ``[start, end)``, which must overlap it."""
         low, high = Address(max(start, self.start)), Address(min(end, self.end))
-        return self._replace(start=low, end=high, offset=Offset(self.offset + low - self.start))
+        by = low - self.start
+        return self._replace(start=low, end=high, offset=Offset(self.offset + by), host_address=self.host_address + by)
 
 
 class Space(abc.ABC):
@@ -86,17 +84,20 @@ class Space(abc.ABC):
 
         :raises NotMappedError: outside of what may be mapped
         :raises AccessError: writable and executable, and that was not allowed
-        :raises InvalidArgumentError: an address that is not aligned
+        :raises InvalidArgumentError: an address that is not aligned, a wrong type
+        :raises InvalidRangeError: pages that the file does not have: to touch them would be a signal
         :raises TooManyMappingsError, GuestDiedError, AddressSpaceError: as the space is
         """
-        self._check_access(access)
+        access = self._checked_access(access)
+        _check_source(file, pages)
+        here = file.address(pages)  # which refuses what the file does not have
         start, end = self._checked(addr, pages.length)
         with self._lock:
             self._check_open()
             self._check_cut(start, end)
             if precommit:
-                host.populate_write(file.address(pages), pages.length)
-            new = Mapped(start, end, file, Offset(pages.start), access, self._hold(file, pages))
+                host.populate_write(here, pages.length)
+            new = Mapped(start, end, file, Offset(pages.start), access, self._hold(file, pages), here)
             self._drop(self._exchange(start, end, [new]))
 
     def unmap(self, addr: Address, length: int) -> None:
@@ -116,11 +117,7 @@ class Space(abc.ABC):
         :raises NotMappedError: if part of it is not mapped
         :raises AccessError: as :meth:`map_file`
         """
-        try:
-            access = Access(access)
-        except ValueError:
-            raise InvalidArgumentError(f"access {access!r} does not exist; allowed are {', '.join(Access)}") from None
-        self._check_access(access)
+        access = self._checked_access(access)
         start, end = self._checked(addr, length)
         with self._lock:
             self._check_open()
@@ -152,6 +149,7 @@ class Space(abc.ABC):
         """What the guest sees at ``[addr, addr + length)``.
 
         :raises NotMappedError: if part of it is not mapped
+        :raises InvalidArgumentError: a wrong type, a negative length
         """
         with self._lock:
             return b"".join(self._load(piece) for piece in self._pieces(addr, length))
@@ -161,8 +159,13 @@ class Space(abc.ABC):
 
         :raises NotMappedError: if part of it is not mapped
         :raises AccessError: if part of it is read-only; nothing was stored
+        :raises InvalidArgumentError: a wrong type
         """
-        with self._lock, memoryview(data) as view, view.cast("B") as source:
+        try:
+            contiguous = memoryview(data).cast("B")
+        except TypeError:
+            raise InvalidArgumentError(f"data {type(data).__name__} is no contiguous buffer of bytes") from None
+        with self._lock, contiguous as source:
             pieces = self._pieces(addr, len(source))
             for piece in pieces:
                 if not piece.access.writable:
@@ -172,6 +175,9 @@ class Space(abc.ABC):
 
     def _pieces(self, addr: Address, length: int) -> list[Mapped]:
         self._check_open()
+        _check_numbers(addr, length)
+        if length < 0:
+            raise InvalidArgumentError(f"length {length} is negative; allowed are 0 and more")
         found = [piece.clip(addr, addr + length) for piece in self._overlapping(addr, addr + length)]
         self._require(addr, addr + length, found)
         return found
@@ -204,11 +210,28 @@ class Space(abc.ABC):
     def _exchange(self, start: Address, end: Address, new: Sequence[Mapped]) -> list[Mapped]:
         """Put *new* in the place of what is mapped in ``[start, end)``, and return that."""
         removed = self._overlapping(start, end)
-        rest = list(_outside(removed, start, end))
         self._apply(start, end, removed, new)
-        first = bisect.bisect_right(self._mapped, int(start), key=lambda piece: int(piece.end))
-        self._mapped[first : first + len(removed)] = sorted([*rest, *new], key=lambda piece: piece.start)
+        self._note(start, end, new)
         return [piece.clip(start, end) for piece in removed]
+
+    def _note(self, start: Address, end: Address, new: Sequence[Mapped]) -> None:
+        """In the table, put *new* in the place of what is in ``[start, end)``."""
+        removed = self._overlapping(start, end)
+        first = bisect.bisect_right(self._mapped, int(start), key=lambda piece: int(piece.end))
+        rest = _outside(removed, start, end)
+        self._mapped[first : first + len(removed)] = sorted([*rest, *new], key=lambda piece: piece.start)
+
+    def _still_open(self, start: Address, end: Address, pieces: Sequence[Mapped]) -> list[tuple[Mapped, int]]:
+        """Those of the *pieces* within ``[start, end)`` that can be mapped again, with their descriptors. Those of a
+        closed memory cannot, and leave the table.
+        """
+        found = []
+        for piece in pieces:
+            with contextlib.suppress(ClosedError):
+                found.append((piece, piece.file.fileno()))
+        if len(found) < len(pieces):
+            self._note(start, end, [piece for piece, _ in found])
+        return found
 
     def _overlapping(self, start: int, end: int) -> list[Mapped]:
         first = bisect.bisect_right(self._mapped, start, key=lambda piece: int(piece.end))
@@ -237,12 +260,18 @@ class Space(abc.ABC):
         if self._released:
             raise AddressSpaceError("the address space was released; make another one")
 
-    def _check_access(self, access: Access) -> None:
+    def _checked_access(self, access: Access | str) -> Access:
+        try:
+            access = Access(access)
+        except ValueError:
+            raise InvalidArgumentError(f"access {access!r} does not exist; allowed are {', '.join(Access)}") from None
         if access is Access.READ_WRITE_EXECUTE and not self._write_execute:
             raise AccessError("a mapping that is writable and executable has to be asked for: write_execute=True")
+        return access
 
     def _checked(self, addr: int, length: int) -> tuple[Address, Address]:
         page = system.PAGE_SIZE
+        _check_numbers(addr, length)
         if addr % page or length % page or length <= 0:
             raise InvalidArgumentError(
                 f"[{addr:#x}, {addr:#x} + {length:#x}) is no range of addresses: both are multiples of {page}, and the "
@@ -270,6 +299,17 @@ class Space(abc.ABC):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _check_numbers(addr: object, length: object) -> None:
+    for value, what in ((addr, "address"), (length, "length")):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise InvalidArgumentError(f"{what} {value!r} is no integer; allowed are whole bytes")
+
+
+def _check_source(file: object, pages: object) -> None:
+    if not isinstance(pages, FileRange) or not callable(getattr(file, "address", None)):
+        raise InvalidArgumentError(f"{pages!r} of {file!r} cannot be mapped; allowed is a FileRange of a memory")
 
 
 def _outside(pieces: Sequence[Mapped], start: Address, end: Address) -> Iterator[Mapped]:
@@ -306,18 +346,10 @@ class PiecewiseSpace(Space):
             raise
 
     def _load(self, piece: Mapped) -> bytes:
-        assert piece.hold is not None
-        return host.copy_from(self._host_address(piece), piece.length)
+        return host.copy_from(piece.host_address, piece.length)
 
     def _store(self, piece: Mapped, data: bytes) -> None:
-        host.copy_to(self._host_address(piece), data)
-
-    @staticmethod
-    def _host_address(piece: Mapped) -> int:
-        """Also of a piece that is not aligned: its page's address, and the rest."""
-        page = piece.file.page_size
-        around = FileRange(piece.offset // page * page, -(-(piece.offset + piece.length) // page) * page)
-        return piece.file.address(around) + piece.offset - around.start
+        host.copy_to(piece.host_address, data)
 
     @abc.abstractmethod
     def _put(self, piece: Mapped) -> None:

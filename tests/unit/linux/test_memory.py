@@ -64,6 +64,15 @@ def test_a_reservation_covers_exactly_what_was_asked_for(length, alignment):
     assert before - sum(end - start for start, end, *_ in mappings()) == length
 
 
+@pytest.mark.parametrize("length", [-PAGE, 0, 1 << 63, 1 << 64, (1 << 64) + PAGE])
+def test_a_length_that_would_be_another_one_to_the_kernel_is_refused(length):
+    before = mappings()
+    with pytest.raises(OSError, match="mmap") as told:
+        memory.reserve_address_space(length)
+    assert told.value.errno == (errno.ENOMEM if length > 0 else errno.EINVAL)
+    assert mappings() == before
+
+
 def test_a_reservation_beyond_the_address_space_limit_is_enomem():
     output = in_another_process(
         """

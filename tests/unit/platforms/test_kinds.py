@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import memplat
@@ -43,6 +45,23 @@ def test_the_host_maps_over_its_own_reservation_and_nothing_else(memory: Memory)
         first = space.first
     assert lines_of(os.getpid(), first, MIB) == []
     memory.decref(pages)
+
+
+@pytest.mark.parametrize("kind", [HostSpace, ProcessSpace])
+@pytest.mark.parametrize(
+    "length",
+    [0, -PAGE, PAGE + 1, (1 << 47) + PAGE, 1 << 64, (1 << 64) + PAGE, True, None, 4096.0, "4096", np.int64(PAGE)],
+)
+def test_a_region_has_a_length_that_an_address_space_can_have(kind: type[HostSpace], length: int) -> None:
+    with pytest.raises(memplat.InvalidArgumentError, match="length"):
+        kind(length)
+
+
+@pytest.mark.parametrize("kind", [HostSpace, ProcessSpace])
+def test_a_region_that_there_is_no_room_for_is_a_host_error(kind: type[HostSpace]) -> None:
+    with pytest.raises(memplat.HostError, match="reserve") as told:
+        kind(1 << 47)
+    assert told.value.errno == errno.ENOMEM
 
 
 def test_whole_huge_pages_go_into_a_region() -> None:
@@ -161,4 +180,92 @@ def test_a_machine_without_a_free_slot_says_so_and_is_as_before(memory: Memory) 
         space.unmap(Address(0x10000), PAGE)
         space.unmap(Address(0x21000), PAGE)
     assert [memory.inspect(offset).refs for offset in range(pages.start, pages.end, PAGE)] == [1] * 4
+    memory.decref(pages)
+
+
+def test_a_machine_is_as_before_also_when_the_memory_is_closed() -> None:
+    memory = memplat.open("memfd", config={}, max_size=MIB, reclaim="manual")
+    pages = memory.allocate(4 * PAGE, fill=b"kept")
+    try:
+        space = KvmSpace(max_slots=1)
+    except memplat.HostError as error:
+        needs("kvm", str(error))
+    with space:
+        memory.map_into(space, 0x10000, pages, "read_write")
+        memory.decref(pages)
+        with pytest.warns(ResourceWarning):
+            memory.close()
+        before = space.mappings()
+        with pytest.raises(memplat.TooManyMappingsError):
+            space.unmap(Address(0x11000), PAGE)
+        assert space.mappings() == before
+        assert space.read(Address(0x10000), 4) == b"kept"
+        space.unmap(Address(0x10000), 4 * PAGE)
+        assert space.mappings() == ()
+
+
+@pytest.mark.parametrize("max_slots", [0, -1, 1 << 40, True, 1.5, "2", np.int64(2)])
+def test_a_number_of_slots_is_one_that_the_kernel_has(max_slots: int) -> None:
+    before = os.listdir("/proc/self/fd")
+    try:
+        with pytest.raises(memplat.InvalidArgumentError, match="max_slots"):
+            KvmSpace(max_slots=max_slots)
+    except memplat.HostError as error:
+        needs("kvm", str(error))
+    assert os.listdir("/proc/self/fd") == before
+
+
+class ReadOnlyFile:
+    """A file that no space can map writable: its descriptor does not allow it."""
+
+    page_size = PAGE
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.fd = os.open(f"/proc/self/fd/{memory.fileno()}", os.O_RDONLY)
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def address(self, pages: FileRange) -> int:
+        return self.memory.address(pages)
+
+    def view(self, range: FileRange, *, writable: bool = True, pin: bool = True) -> memoryview:  # noqa: A002 -- as the protocol
+        return self.memory.view(range, writable=writable, pin=pin)
+
+    def incref(self, pages: FileRange) -> None:
+        self.memory.incref(pages)
+
+    def decref(self, pages: FileRange) -> None:
+        self.memory.decref(pages)
+
+
+@pytest.mark.parametrize("kind", [HostSpace, ProcessSpace])
+def test_what_cannot_be_put_back_because_its_memory_is_closed_is_not_mapped_any_more(
+    kind: type[HostSpace], memory: Memory
+) -> None:
+    pages = memory.allocate(3 * PAGE)
+    memory.write(pages, b"open" * (3 * PAGE // 4))
+    other = memplat.open("memfd", config={}, max_size=MIB, reclaim="manual")
+    gone = other.allocate(PAGE)
+    refused = ReadOnlyFile(memory)
+    with kind(MIB) as space:
+        at = [Address(space.first + page * PAGE) for page in range(4)]
+        memory.map_into(space, at[0], pages, "read_write")
+        before = space.mappings()
+        with pytest.raises(memplat.AddressSpaceError):
+            space.map_file(at[1], refused, pages.part(0, 2 * PAGE), memplat.Access.READ_WRITE, False)
+        assert space.mappings() == before
+        other.map_into(space, at[1], gone, "read_write")
+        other.decref(gone)
+        with pytest.warns(ResourceWarning):
+            other.close()
+        with pytest.raises(memplat.AddressSpaceError):
+            space.map_file(at[1], refused, pages.part(0, 2 * PAGE), memplat.Access.READ_WRITE, False)
+        assert [piece.start for piece in space.mappings()] == [at[0], at[2]]
+        assert space.read(at[2], 4) == space.read(at[0], 4) == b"open"
+        with pytest.raises(memplat.NotMappedError):
+            space.read(at[1], 1)
+    os.close(refused.fd)
+    assert memory.inspect(pages.start).refs == 1
     memory.decref(pages)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
 import memplat
-from memplat import FileRange
+from memplat import Access, FileRange
 from memplat.memory import AddressSpace, Memory
 from memplat.platforms import HostSpace, KvmSpace, ProcessSpace, Space, UnicornSpace
 from memplat.ranges import Address
@@ -159,6 +162,69 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(guest: Guest, memory
     memory.decref(pages)
 
 
+@pytest.mark.parametrize("wrong", [None, True, 1.5, 4096.0, "4096", b"x", [], np.int64(PAGE)])
+def test_wrong_types_are_typed_errors_and_change_nothing(guest: Guest, memory: Memory, wrong: Any) -> None:
+    pages = numbered(memory, 2)
+    space = guest.space
+    memory.map_into(space, at(guest, 0), pages, "read_write")
+    before = space.mappings()
+    for call in (
+        lambda: space.unmap(wrong, PAGE),
+        lambda: space.unmap(at(guest, 0), wrong),
+        lambda: space.protect(wrong, PAGE, "read"),
+        lambda: space.protect(at(guest, 0), wrong, "read"),
+        lambda: space.protect(at(guest, 0), PAGE, wrong),
+        lambda: space.read(wrong, 1),
+        lambda: space.read(at(guest, 0), wrong),
+        lambda: space.write(wrong, b"x"),
+        lambda: space.map_file(wrong, memory, pages, Access.READ, False),
+        lambda: space.map_file(at(guest, 0), wrong, pages, Access.READ, False),
+        lambda: space.map_file(at(guest, 0), memory, wrong, Access.READ, False),
+        lambda: space.map_file(at(guest, 0), memory, pages, wrong, False),
+    ):
+        with pytest.raises(memplat.InvalidArgumentError):
+            call()
+    assert space.mappings() == before
+    assert refs(memory, pages) == [2, 2]
+    memory.decref(pages)
+
+
+@pytest.mark.parametrize("data", [None, 5, "text", [1], np.zeros((4, 4))[:, ::2]])
+def test_what_is_stored_is_a_contiguous_buffer(guest: Guest, memory: Memory, data: Any) -> None:
+    pages = numbered(memory, 1)
+    memory.map_into(guest.space, at(guest, 0), pages, "read_write")
+    with pytest.raises(memplat.InvalidArgumentError, match="no contiguous buffer"):
+        guest.space.write(at(guest, 0), data)
+    memory.decref(pages)
+
+
+def test_nothing_can_be_read_and_less_than_nothing_cannot(guest: Guest, memory: Memory) -> None:
+    pages = numbered(memory, 1)
+    memory.map_into(guest.space, at(guest, 0), pages, "read")
+    assert guest.space.read(Address(at(guest, 0) + 9), 0) == b""
+    with pytest.raises(memplat.InvalidArgumentError, match="length -1"):
+        guest.space.read(Address(at(guest, 0) + 9), -1)
+    memory.decref(pages)
+
+
+def test_only_pages_that_the_file_has_can_be_mapped(guest: Guest, memory: Memory) -> None:
+    pages = numbered(memory, 1)
+    before = guest.space.mappings()
+    for wrong in (
+        FileRange(1 << 40, (1 << 40) + PAGE),
+        FileRange(memory.total_size(), memory.total_size() + PAGE),
+        FileRange(PAGE, 0),
+        FileRange(-PAGE, PAGE),
+        FileRange(1, PAGE + 1),
+    ):
+        with pytest.raises(memplat.InvalidRangeError):
+            guest.space.map_file(at(guest, 0), memory, wrong, Access.READ, False)
+    with pytest.raises(memplat.NotAllocatedError):
+        guest.space.map_file(at(guest, 0), memory, FileRange(pages.end, pages.end + PAGE), Access.READ, False)
+    assert guest.space.mappings() == before
+    memory.decref(pages)
+
+
 def test_precommit_makes_pages_present_first(guest: Guest, memory: Memory) -> None:
     pages = memory.allocate(8 * PAGE)
     memory.map_into(guest.space, at(guest, 0), pages, "read_write", precommit=True)
@@ -176,6 +242,24 @@ def test_a_guest_outlives_the_memory(guest: Guest) -> None:
     assert guest.load(at(guest, 1)) == 2
     guest.store(at(guest, 0), 5)
     assert guest.load(at(guest, 0)) == 5
+
+
+def test_what_is_mapped_can_be_used_and_taken_apart_when_the_memory_is_closed(guest: Guest) -> None:
+    memory = memplat.open("memfd", config={}, max_size=64 << 20, reclaim="manual")
+    pages = numbered(memory, 5)
+    memory.map_into(guest.space, at(guest, 0), pages, "read_write")
+    memory.decref(pages)
+    with pytest.warns(ResourceWarning):
+        memory.close()
+    assert guest.space.read(Address(at(guest, 1) - 1), 2) == b"\0\2"
+    guest.space.write(Address(at(guest, 1) - 1), b"ab")
+    assert guest.load(at(guest, 1)) == ord("b")
+    guest.space.protect(at(guest, 3), PAGE, "read")
+    guest.space.unmap(at(guest, 1), PAGE)
+    assert [guest.load(at(guest, page)) for page in (0, 2, 3, 4)] == [1, 3, 4, 5]
+    guest.space.unmap(at(guest, 0), 5 * PAGE)
+    with pytest.raises(memplat.NotMappedError):
+        guest.space.read(at(guest, 0), 1)
 
 
 @pytest.mark.parametrize("kind", [HostGuest, ProcessGuest, UnicornGuest, KvmGuest])
