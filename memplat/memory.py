@@ -242,6 +242,7 @@ class Memory(Protocol):
         """Take a reference and map *pages* into *space* at *addr*; unmapping them there drops the reference.
 
         :raises InvalidArgumentError: an unknown access or an *addr* that is no page-aligned address
+        :raises HostError: *precommit*, and the host cannot supply the pages
         """
 
     def share(

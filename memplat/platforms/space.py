@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from memplat.errors import AccessError, AddressSpaceError, ClosedError, InvalidArgumentError, NotMappedError
+from memplat.errors import AccessError, AddressSpaceError, ClosedError, HostError, InvalidArgumentError, NotMappedError
 from memplat.linux import memory as host
 from memplat.linux import system
 from memplat.memory import MappableFile
@@ -86,6 +86,7 @@ class Space(abc.ABC):
         :raises AccessError: writable and executable, and that was not allowed
         :raises InvalidArgumentError: an address that is not aligned, a wrong type
         :raises InvalidRangeError: pages that the file does not have: to touch them would be a signal
+        :raises HostError: *precommit*, and the host cannot supply the pages
         :raises TooManyMappingsError, GuestDiedError, AddressSpaceError: as the space is
         """
         access = self._checked_access(access)
@@ -96,9 +97,16 @@ class Space(abc.ABC):
             self._check_open()
             self._check_cut(start, end)
             if precommit:
-                host.populate_write(here, pages.length)
+                self._precommit(here, pages)
             new = Mapped(start, end, file, Offset(pages.start), access, self._hold(file, pages), here)
             self._drop(self._exchange(start, end, [new]))
+
+    @staticmethod
+    def _precommit(address: int, pages: FileRange) -> None:
+        try:
+            host.populate_write(address, pages.length)
+        except OSError as error:
+            raise HostError(error.errno, f"cannot precommit {pages}: {error.strerror}") from error
 
     def unmap(self, addr: Address, length: int) -> None:
         """Unmap ``[addr, addr + length)``, whatever of it is mapped, and drop the references.

@@ -16,7 +16,7 @@ from memplat.linux import kvm
 from memplat.memory import Memory
 from memplat.platforms import HostSpace, KvmSpace, ProcessSpace, Window
 from memplat.ranges import MIB, Address
-from tests.hostparts import hugetlb_pool
+from tests.hostparts import hugetlb_pool, tmpfs_mount
 from tests.needs import needs
 from tests.unit.platforms.guests import KvmGuest
 
@@ -74,6 +74,21 @@ def test_whole_huge_pages_go_into_a_region() -> None:
         space.unmap(space.first, memory.page_size)
         assert [memory.inspect(offset).refs for offset in pages[:1]] == [1]
         space.release()
+        memory.decref(pages)
+
+
+def test_precommit_on_a_full_disk_is_a_host_error_and_maps_nothing() -> None:
+    with (
+        tmpfs_mount(2 * MIB) as directory,
+        memplat.open("tmpfile", config={}, max_size=64 * MIB, tmpfile={"directory": str(directory)}) as memory,
+        HostSpace(16 * MIB) as space,
+    ):
+        pages = memory.allocate(16 * MIB, mode="uncommitted")
+        with pytest.raises(memplat.HostError, match="precommit") as told:
+            memory.map_into(space, space.first, pages, "read_write", precommit=True)
+        assert told.value.errno == errno.EFAULT
+        assert space.mappings() == ()
+        assert memory.inspect(pages.start).refs == 1
         memory.decref(pages)
 
 
