@@ -128,6 +128,10 @@ cdef class PageTable(_Pages):
                 parts.add(first, last)
         for index in range(before, parts.count):
             self._reserve()
+            if self.has_flags:
+                if tree_reserve(&self._flags):
+                    raise MemoryError
+                self._clear_flags(parts.items[index].first, parts.items[index].last, RESERVED)
             tree_assign(
                 &self._segments, parts.items[index].first, parts.items[index].last, 0, RELEASING | (1 << POOL_SHIFT)
             )

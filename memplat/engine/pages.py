@@ -332,6 +332,8 @@ class PageTable:
             else:
                 huge.append((start, end))
         for start, end in huge:
+            if self.has_flags:
+                self._clear_flags(start, end, keep=RESERVED)  # of free pages in between: they are tried again
             self.segments.assign(start, end, _RELEASING[HUGE])
         taken = [_file_range(FileRange, (start << shift, end << shift)) for start, end in (*small, *huge)]
         self.releasing += sum(end - start for start, end in taken)

@@ -219,3 +219,17 @@ def test_where_the_page_is_a_huge_page_a_pool_borrows_from_the_other_too(core: s
     assert table.borrow(2 * HUGE, huge=True)
     assert table.allocate(2 * HUGE, "anonymous", 1, huge=True) == FileRange(6 * HUGE, 8 * HUGE)
     table._check()
+
+
+def test_retained_pages_in_a_huge_page_that_is_released_are_tried_again_with_it(table: Any) -> None:
+    table.extend(2 * HUGE, huge=True)
+    one, two = table.allocate(PAGE, "anonymous", 1, huge=True), table.allocate(PAGE, "anonymous", 1, huge=True)
+    table.decref(*one)
+    table.decref(*two)
+    table.flag(4 * PAGE, 6 * PAGE, pages.RETAINED)
+    taken = table.take_waste(HUGE)
+    table._check()
+    assert taken == [FileRange(0, HUGE)]
+    assert not table.flagged(pages.RETAINED)
+    table.release(taken)
+    table._check()
