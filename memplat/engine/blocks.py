@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex
 
 from memplat.errors import ClosedError, MemplatError
 from memplat.ranges import FileRange
@@ -73,6 +73,13 @@ class MemoryBlock:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Also what :func:`copy.copy` calls: two blocks would drop the one reference."""
+        raise TypeError(
+            "a block is one reference and cannot be copied or pickled: take another with memory.incref(block), or send "
+            "memory.share(block) to another process"
+        )
 
     def __repr__(self) -> str:
         return f"<block {self._pages} {'closed' if self._once.locked() else 'open'}>"

@@ -10,7 +10,7 @@ import warnings
 import weakref
 from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NoReturn, Self, SupportsIndex
 
 import attrs
 
@@ -449,6 +449,13 @@ class MemoryFile(Measuring):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Also what :func:`copy.copy` calls: two memories would keep books of the one file."""
+        raise TypeError(
+            "a memory cannot be copied or pickled: pass the memory itself, or send the handle that its share() makes to "
+            "another process"
+        )
 
     def _check(self) -> None:
         """Assert the invariants of the page table. O(segments)."""
