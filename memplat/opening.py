@@ -23,6 +23,7 @@ from memplat.hookspecs import hookimpl
 from memplat.linux import files, filesystems
 from memplat.memory import Memory
 from memplat.types import Availability, BackingFile, Candidate, EngineOptions, SelectedBackend
+from memplat.wording import shown
 
 _log = logging.getLogger("memplat")
 
@@ -81,7 +82,7 @@ def adopt(fd: int, *, backend: object = "memfd", progress: Progress | None = Non
     :raises InvalidArgumentError: if *fd* is no such file
     """
     if isinstance(backend, list | tuple):
-        raise InvalidArgumentError(f"adopt() takes one backend, the one whose file it is, not {backend!r}")
+        raise InvalidArgumentError(f"adopt() takes one backend, the one whose file it is, not {shown(backend)}")
     page_size = _page_size_of_adoptable(fd)
     policy = {name: value for name, value in os.environ.items() if name == "MEMPLAT_DISABLE_PLUGINS"}
     asked = _Selection("memfd" if backend is None else backend, {}, None, options, policy, progress)
@@ -260,11 +261,11 @@ def _page_size_of_adoptable(fd: object) -> int:
     :raises InvalidArgumentError: if it cannot be
     """
     if type(fd) is not int or fd < 0:
-        raise InvalidArgumentError(f"fd={fd!r} is no descriptor: an integer from 0 is allowed")
+        raise InvalidArgumentError(f"fd={shown(fd)} is no descriptor: an integer from 0 is allowed")
     try:
         status, flags = os.fstat(fd), fcntl.fcntl(fd, fcntl.F_GETFL)
     except (OSError, OverflowError) as error:
-        raise InvalidArgumentError(f"fd={fd} is no open descriptor: {error}") from error
+        raise InvalidArgumentError(f"fd={shown(fd)} is no open descriptor: {error}") from error
     problem = ""
     if not stat.S_ISREG(status.st_mode):
         problem = f"is a {stat.filemode(status.st_mode)[0]!r} file; only regular files can be adopted"

@@ -6,6 +6,7 @@ import re
 from typing import Final, NamedTuple, NewType
 
 from memplat.errors import InvalidArgumentError
+from memplat.wording import shown
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
@@ -55,11 +56,17 @@ class FileRange(NamedTuple):
     def part(self, offset: int, length: int) -> FileRange:
         """The sub-range of *length* bytes that begins *offset* bytes into this one.
 
-        :raises InvalidArgumentError: if it would not lie within this range
+        :raises InvalidArgumentError: if it would not lie within this range, or a number is no integer
         """
+        for name, value in (("offset", offset), ("length", length)):
+            if type(value) is not int:
+                raise InvalidArgumentError(
+                    f"part(): {name} {shown(value)} is no integer; allowed are whole bytes, 0 to {self.length}"
+                )
         if offset < 0 or length < 0 or self.start + offset + length > self.end:
             raise InvalidArgumentError(
-                f"part({offset}, {length}) of {self} ends outside of it: allowed are 0 to {self.length} bytes"
+                f"part({shown(offset)}, {shown(length)}) of {self} ends outside of it: allowed are 0 to "
+                f"{self.length} bytes"
             )
         return FileRange(self.start + offset, self.start + offset + length)
 
@@ -86,7 +93,7 @@ def parse_size(text: str | int) -> int:
         return text
     match = _SIZE.fullmatch(text) if isinstance(text, str) else None
     if match is None:
-        raise InvalidArgumentError(f'{text!r} is no size: write bytes as an integer, or "64KiB", "2M", "4GiB"')
+        raise InvalidArgumentError(f'{shown(text)} is no size: write bytes as an integer, or "64KiB", "2M", "4GiB"')
     number, prefix = match.groups()
     if len(number) > _MOST_DIGITS:
         raise InvalidArgumentError(f"a size of {len(number)} digits is more than any host has")

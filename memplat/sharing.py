@@ -27,6 +27,7 @@ from memplat.errors import HandleError, HandleExpiredError, HandleUsedError, Hos
 from memplat.linux import exporter
 from memplat.linux import memory as host
 from memplat.ranges import FileRange
+from memplat.wording import shown
 
 #: What the owner sends with the descriptors: a mark, the range, flags.
 MESSAGE: Final = struct.Struct("<8sQQI")
@@ -41,6 +42,7 @@ ATTACHED: Final = b"A"
 
 TOKEN_BYTES: Final = 16
 _ANSWER_SECONDS: Final = 30.0
+_MOST_FD: Final = (1 << 31) - 1  # a C int
 
 
 class Shared(Protocol):
@@ -89,8 +91,19 @@ class Handle:
 
     @classmethod
     def from_fd(cls, fd: int) -> Handle:
-        """The handle whose descriptor was received. Takes *fd* over."""
-        os.fstat(fd)  # an OSError for what is no descriptor
+        """The handle whose descriptor was received. Takes *fd* over, unless an error is raised.
+
+        :raises InvalidArgumentError: if *fd* is no number of a descriptor
+        :raises HostError: if the host refuses: no descriptor of that number is open
+        """
+        if type(fd) is not int or not 0 <= fd <= _MOST_FD:
+            raise InvalidArgumentError(
+                f"fd={shown(fd)} is no descriptor; allowed is the integer that socket.recv_fds has returned"
+            )
+        try:
+            os.fstat(fd)
+        except OSError as error:
+            raise HostError(error.errno, f"fd={fd} cannot be taken over: {error.strerror}") from error
         handle = cls(b"", b"", None, None)
         handle._fd = fd
         os.set_inheritable(fd, False)
@@ -232,7 +245,7 @@ def attach(handle: Handle) -> memoryview:
     :raises HostError: if the host refuses; the handle is used up
     """
     if not isinstance(handle, Handle):
-        raise InvalidArgumentError(f"{handle!r} is no handle; Memory.share makes one")
+        raise InvalidArgumentError(f"{shown(handle)} is no handle; Memory.share makes one")
     return handle.attach()
 
 

@@ -11,7 +11,9 @@ from typing import Any, Final
 
 import attrs
 
+from memplat.errors import InvalidArgumentError
 from memplat.ranges import FileRange
+from memplat.wording import shown
 
 #: The contract level that this version of memplat implements; a backend states the level that it was built for.
 CONTRACT_LEVEL: Final = 1
@@ -250,10 +252,18 @@ class SelectedBackend:
 
 #: The greatest number of a node: what the kernel can be built for, less one.
 _MAX_NODE: Final = 1023
+_NODES: Final = "/sys/devices/system/node/has_memory"
 
 
 def _nodes(nodes: Sequence[int]) -> tuple[int, ...]:
-    return tuple(sorted(set(nodes)))
+    allowed = f"allowed are integers from 0 to {_MAX_NODE}"
+    try:
+        given = tuple(nodes)
+    except TypeError:
+        raise InvalidArgumentError(f"nodes {shown(nodes)} is no sequence; {allowed}, one node is (0,)") from None
+    if wrong := [node for node in given if type(node) is not int or not 0 <= node <= _MAX_NODE]:
+        raise InvalidArgumentError(f"{shown(wrong[0])} is no node: {allowed}; the host's are in {_NODES}")
+    return tuple(sorted(set(given)))
 
 
 @attrs.frozen
@@ -272,9 +282,9 @@ class Numa:
     @nodes.validator
     def _check_nodes(self, _: object, nodes: tuple[int, ...]) -> None:
         if self.policy is NumaPolicy.LOCAL and nodes:
-            raise ValueError(f"local names no nodes, not {nodes}: it is the node of whoever touches the page first")
-        if wrong := [node for node in nodes if type(node) is not int or not 0 <= node <= _MAX_NODE]:
-            raise ValueError(f"{wrong[0]} is no node: allowed are 0 to {_MAX_NODE}")
+            raise InvalidArgumentError(
+                f"local names no nodes, not {nodes}: it is the node of whoever touches the page first"
+            )
 
 
 @attrs.frozen

@@ -12,6 +12,7 @@ from typing import Any, Final
 import attrs
 
 from memplat.errors import ConfigError
+from memplat.wording import shown
 
 #: A key and the tables that it stands in, outermost first.
 KeyPath = tuple[str, ...]
@@ -152,7 +153,7 @@ def find_document(
     if isinstance(config, str | os.PathLike):
         return Document.read(config)
     if config is not None:
-        raise ConfigError(f"config={config!r} is neither a path nor a mapping")
+        raise ConfigError(f"config={shown(config)} is neither a path nor a mapping")
     if named := environ.get("MEMPLAT_CONFIG"):
         return Document.read(named)
     own = user_file(environ)

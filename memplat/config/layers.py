@@ -14,6 +14,7 @@ from memplat.config.source import Origin, Report, Setting, Source, nearest, repo
 from memplat.errors import ConfigError, UnknownBackendError
 from memplat.ranges import align_up
 from memplat.types import EngineOptions
+from memplat.wording import shown
 
 _DEFAULT_BACKENDS: Final = ("memfd",)
 #: Names that a backend cannot have, because they mean something else where its options are written.
@@ -192,7 +193,9 @@ def _check_engine_value(key: str, value: Any, source: Source) -> None:
     if key == "reclaim_delay" and not 0 <= value <= structure.LONGEST_DELAY:
         raise source.error(f"{value} is no possible delay: allowed are 0 to {structure.LONGEST_DELAY} seconds")
     if key == "prealloc_threads" and not 1 <= value <= structure.MOST_THREADS:
-        raise source.error(f"{value} is no possible number of threads: allowed are 1 to {structure.MOST_THREADS}")
+        raise source.error(
+            f"{shown(value)} is no possible number of threads: allowed are 1 to {structure.MOST_THREADS}"
+        )
 
 
 def _plugin_list(setting: Setting, report: Report, *, names_only: bool = False) -> list[tuple[BackendItem, Source]]:
@@ -201,14 +204,14 @@ def _plugin_list(setting: Setting, report: Report, *, names_only: bool = False) 
     objects = source.origin is Origin.ARGUMENT and not names_only
     one = isinstance(value, str) or (objects and not isinstance(value, list | tuple | Mapping | int | float))
     if not one and not isinstance(value, list | tuple):
-        raise source.error(f"expected a name or a list of names, got {value!r} ({type(value).__name__})")
+        raise source.error(f"expected a name or a list of names, got {shown(value)} ({type(value).__name__})")
     found: list[tuple[BackendItem, Source]] = []
     for item, place in [(value, source)] if one else [(item, source.element(i)) for i, item in enumerate(value)]:
         is_name = isinstance(item, str) and item != ""
         if not is_name and (not objects or item is None or isinstance(item, str | int | float)):
-            report(place.error(f"expected a name, got {item!r} ({type(item).__name__})"))
+            report(place.error(f"expected a name, got {shown(item)} ({type(item).__name__})"))
         elif any(item is other or (isinstance(item, str) and item == other) for other, _ in found):
-            report(place.error(f"lists {item!r} twice"))
+            report(place.error(f"lists {shown(item)} twice"))
         else:
             found.append((item, place))
     return found
@@ -244,16 +247,16 @@ def items(table: object, source: Source) -> Iterator[tuple[str, Any]]:
     :raises ConfigError: at once if it is none
     """
     if not isinstance(table, Mapping):
-        raise source.error(f"expected a table, got {table!r} ({type(table).__name__})")
+        raise source.error(f"expected a table, got {shown(table)} ({type(table).__name__})")
     for key in table:
         if not isinstance(key, str):
-            raise source.error(f"keys are texts, not {key!r} ({type(key).__name__})")
+            raise source.error(f"keys are texts, not {shown(key)} ({type(key).__name__})")
     return iter(table.items())
 
 
 def _find_profile(document: Document | None, profile: object) -> tuple[Document, tuple[str, ...]]:
     if not isinstance(profile, str):
-        raise ConfigError(f"expected the name of a profile, got {profile!r}", key="profile")
+        raise ConfigError(f"expected the name of a profile, got {shown(profile)}", key="profile")
     if document is None:
         raise ConfigError(
             f"there is no configuration file that could have profile {profile!r}: pass config=, or set MEMPLAT_CONFIG",

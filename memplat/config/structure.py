@@ -25,6 +25,7 @@ from memplat.config.source import nearest
 from memplat.errors import MemplatError
 from memplat.ranges import parse_size
 from memplat.types import EngineOptions
+from memplat.wording import shown
 
 #: Sizes and offsets must fit into the kernel's signed 64-bit ``off_t``.
 SIZE_LIMIT: Final = 1 << 63
@@ -123,7 +124,9 @@ def _refusal(cls: type[Any], values: Mapping[str, Any]) -> str | None:
     try:
         cls(**values)
     except (ValueError, TypeError, MemplatError) as error:
-        return str(error.args[0]) if error.args else repr(error)  # validators of attrs add more than text
+        if not error.args or isinstance(error, UnicodeError):  # whose first argument is the encoding
+            return str(error) or repr(error)
+        return str(error.args[0])  # validators of attrs add more than text
     return None
 
 
@@ -154,7 +157,7 @@ class _Structurer:
         except cattrs.StructureHandlerNotFoundError as error:
             raise UnfitError(f"cannot be configured: {cls.__name__} gives it the type {field.type}") from error
         except (TypeError, ValueError, AttributeError) as error:  # of a hook of cattrs' own
-            raise UnfitError(f"{value!r} does not suit: {error}") from error
+            raise UnfitError(f"{shown(value)} does not suit: {error}") from error
 
     def _size(self, value: Any, kind: Any) -> int | None:
         if value is None and type(None) in members(kind):
@@ -164,7 +167,7 @@ class _Structurer:
         if not isinstance(value, int) or isinstance(value, bool):
             raise _unexpected('a size (an integer, or "64KiB", "4GiB")' if self._text_sizes else "an integer", value)
         if not 0 <= value < SIZE_LIMIT:
-            raise UnfitError(f"{value} is no possible size: allowed are 0 to 2**63 - 1 bytes")
+            raise UnfitError(f"{shown(value)} is no possible size: allowed are 0 to 2**63 - 1 bytes")
         return value
 
     def _size_from_text(self, text: str) -> int:
@@ -270,7 +273,7 @@ def is_array(kind: Any) -> bool:
 
 
 def _unexpected(expected: str, value: Any) -> UnfitError:
-    return UnfitError(f"expected {expected}, got {value!r} ({type(value).__name__})")
+    return UnfitError(f"expected {expected}, got {shown(value)} ({type(value).__name__})")
 
 
 def _describe(kind: Any) -> str:
@@ -295,9 +298,13 @@ def _scalar(value: Any, kind: Any) -> Any:
         return kind(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is float and is_number:
-        if not math.isfinite(value):
-            raise UnfitError(f"{value} is no finite number")
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise UnfitError(f"{shown(value)} is no finite number")
+        return number
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     raise _unexpected(_describe(kind), value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Mapping
 from typing import Final, NoReturn, TypeVar
 
@@ -16,6 +17,7 @@ from memplat.errors import (
 )
 from memplat.ranges import FileRange, align_up, format_size
 from memplat.types import MAX_OWNER, Access, AllocationMode, Direction, MemoryKind
+from memplat.wording import shown
 
 T = TypeVar("T")
 
@@ -38,17 +40,17 @@ def choose(choices: Mapping[str, T], value: object, what: str) -> T:
     try:
         return choices[value]  # type: ignore[index]  # whatever cannot be looked up is refused below
     except (KeyError, TypeError):
-        raise InvalidArgumentError(f"{what} {value!r} does not exist; {_allowed(choices, value)}") from None
+        raise InvalidArgumentError(f"{what} {shown(value)} does not exist; {_allowed(choices, value)}") from None
 
 
 def refuse_kind(kind: object) -> NoReturn:
     """Raise the error for a kind that cannot be allocated."""
-    if kind == MemoryKind.MAPPED:
+    if isinstance(kind, str) and kind == MemoryKind.MAPPED:
         raise InvalidKindError(
             "kind 'mapped' is memory outside of the backing file and cannot be allocated from it; "
             f"report it with account_external, or use one of {', '.join(KINDS)}"
         )
-    raise InvalidKindError(f"kind {kind!r} does not exist; {_allowed(KINDS, kind)}")
+    raise InvalidKindError(f"kind {shown(kind)} does not exist; {_allowed(KINDS, kind)}")
 
 
 def _allowed(choices: Mapping[str, object], value: object) -> str:
@@ -73,7 +75,7 @@ def check_raise(max_size: object, now: int, most: int, page_size: int) -> None:
             "memory was opened; open it with a larger max_size"
         )
     if why:
-        raise InvalidArgumentError(f"max_size {max_size!r} is not possible: {why}")
+        raise InvalidArgumentError(f"max_size {shown(max_size)} is not possible: {why}")
 
 
 def is_int(value: object) -> bool:
@@ -84,11 +86,13 @@ def is_int(value: object) -> bool:
 def refuse_length(length: object, page_size: int) -> NoReturn:
     """Raise the error for a length that cannot be allocated."""
     if not isinstance(length, int) or isinstance(length, bool):
-        raise InvalidLengthError(f"length {length!r} is no integer; allowed are multiples of the page size {page_size}")
+        raise InvalidLengthError(
+            f"length {shown(length)} is no integer; allowed are multiples of the page size {page_size}"
+        )
     if length <= 0:
-        raise InvalidLengthError(f"length {length} is not positive; the least is one page, {page_size} bytes")
+        raise InvalidLengthError(f"length {shown(length)} is not positive; the least is one page, {page_size} bytes")
     if length > MAX_OFFSET - page_size:
-        raise InvalidLengthError(f"length {length} is beyond the greatest file size, {MAX_OFFSET} bytes")
+        raise InvalidLengthError(f"length {shown(length)} is beyond the greatest file size, {MAX_OFFSET} bytes")
     raise InvalidLengthError(
         f"length {length} is no multiple of the page size {page_size}; "
         f"round_up({length}) is {align_up(length, page_size)}"
@@ -97,33 +101,36 @@ def refuse_length(length: object, page_size: int) -> NoReturn:
 
 def refuse_owner(owner: object) -> NoReturn:
     """Raise the error for an owner that cannot be one."""
-    raise InvalidOwnerError(f"owner {owner!r} is no owner; allowed are integers from 0 to {MAX_OWNER}, 0 being nobody")
+    raise InvalidOwnerError(
+        f"owner {shown(owner)} is no owner; allowed are integers from 0 to {MAX_OWNER}, 0 being nobody"
+    )
 
 
 def refuse_range(pages: object, size: int, page_size: int) -> NoReturn:
     """Raise the error for a range that is not page-aligned within the file; *page_size* 1 asks for no alignment."""
     if not isinstance(pages, FileRange) or tuple.__len__(pages) != 2:
-        shown = tuple.__repr__(pages) if isinstance(pages, FileRange) else repr(pages)
-        raise InvalidArgumentError(f"{shown} is no range; allowed are a FileRange or a block of this memory")
+        told = shown(tuple(tuple.__iter__(pages)) if isinstance(pages, FileRange) else pages)
+        raise InvalidArgumentError(f"{told} is no range; allowed are a FileRange or a block of this memory")
     start, end = pages
+    told = f"FileRange({shown(start)}, {shown(end)})"
     if not is_int(start) or not is_int(end):
-        raise InvalidRangeError(f"FileRange({start!r}, {end!r}) has an end that is no integer; offsets are whole bytes")
+        raise InvalidRangeError(f"{told} has an end that is no integer; offsets are whole bytes")
     if start >= end:
         fault = "is empty" if start == end else "is reversed"
-        raise InvalidRangeError(f"FileRange({start}, {end}) {fault}; allowed is start < end")
+        raise InvalidRangeError(f"{told} {fault}; allowed is start < end")
     if start < 0 or end > size:
-        raise InvalidRangeError(f"FileRange({start}, {end}) is outside of the file; allowed is within 0 and {size}")
+        raise InvalidRangeError(f"{told} is outside of the file; allowed is within 0 and {size}")
     raise MisalignedRangeError(
-        f"FileRange({start}, {end}) does not start and end on pages of {page_size} bytes; the pages around it are "
+        f"{told} does not start and end on pages of {page_size} bytes; the pages around it are "
         f"FileRange({start // page_size * page_size}, {align_up(end, page_size)})"
     )
 
 
 def check_timeout(timeout: object, what: str) -> float:
-    """A number of seconds that is not negative.
+    """A number of seconds that is not negative, and not more than a thread can be made to wait: some hundred years.
 
     :raises InvalidArgumentError: if it is none
     """
     if isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and timeout >= 0:
-        return timeout
-    raise InvalidArgumentError(f"{what} {timeout!r} is no time; allowed are seconds from 0 on")
+        return min(timeout, threading.TIMEOUT_MAX)
+    raise InvalidArgumentError(f"{what} {shown(timeout)} is no time; allowed are seconds from 0 on")

@@ -13,6 +13,7 @@ from memplat.engine.limits import set_limit_locked
 from memplat.engine.state import EngineState, host_error
 from memplat.errors import InvalidArgumentError
 from memplat.types import MAX_OWNER, Usage
+from memplat.wording import shown
 
 
 class Measuring(Edge):
@@ -50,7 +51,7 @@ class Measuring(Edge):
         for name, value in (("allocated", allocated), ("committed", committed)):
             if value is not None and value is not ... and (not is_int(value) or not 0 <= value <= MAX_OFFSET):
                 raise InvalidArgumentError(
-                    f"{name} {value!r} is no limit; allowed are bytes from 0 on, or None for no limit"
+                    f"{name} {shown(value)} is no limit; allowed are bytes from 0 on, or None for no limit"
                 )
         if allocated is ... and committed is ...:
             raise InvalidArgumentError("set_limit: which one? Name allocated=, committed= or both; None takes it away")
@@ -62,7 +63,7 @@ class Measuring(Edge):
         """See :meth:`Memory.account_external`."""
         _check_owner(owner)
         if not is_int(nbytes) or abs(nbytes) > MAX_OFFSET:
-            raise InvalidArgumentError(f"nbytes {nbytes!r} is no number of bytes")
+            raise InvalidArgumentError(f"nbytes {shown(nbytes)} is no number of bytes")
         with self._state.locked():
             if not self._scanner.figures.account_external_locked(owner, nbytes):
                 raise InvalidArgumentError(

@@ -64,6 +64,7 @@ from memplat.types import (
     PageInfo,
     SelectedBackend,
 )
+from memplat.wording import shown
 
 _UNCOMMITTED: Final = AllocationMode.UNCOMMITTED
 _WILL_COMMIT: Final = AllocationMode.WILL_COMMIT
@@ -245,7 +246,9 @@ class MemoryFile(Measuring):
         """See :meth:`Memory.inspect`."""
         with self._state.locked() as table:
             if not is_int(offset) or not 0 <= offset < table.size:
-                raise InvalidRangeError(f"offset {offset!r} is outside of the file; allowed is 0 to {table.size - 1}")
+                raise InvalidRangeError(
+                    f"offset {shown(offset)} is outside of the file; allowed is 0 to {table.size - 1}"
+                )
             return table.inspect(offset)
 
     def transfer(self, pages: FileRange | Block, owner: int) -> None:
@@ -354,10 +357,10 @@ class MemoryFile(Measuring):
         chosen = choose(ACCESSES, access, "access")
         if not is_int(addr) or addr < 0 or addr & (system.PAGE_SIZE - 1) or addr >= 1 << 64:
             raise InvalidArgumentError(
-                f"addr {addr!r} is no address to map at; allowed are multiples of {system.PAGE_SIZE} below 2**64"
+                f"addr {shown(addr)} is no address to map at; allowed are multiples of {system.PAGE_SIZE} below 2**64"
             )
         if not callable(getattr(space, "map_file", None)):
-            raise InvalidArgumentError(f"{space!r} is no address space: it has no map_file")
+            raise InvalidArgumentError(f"{shown(space)} is no address space: it has no map_file")
         with self._state.locked() as table:
             start, end = self._pages(pages)
             table.incref(start, end)
@@ -393,7 +396,7 @@ class MemoryFile(Measuring):
     def reclaim(self, max_bytes: int | None = None) -> int:
         """See :meth:`Memory.reclaim`."""
         if max_bytes is not None and (not is_int(max_bytes) or max_bytes < 0):
-            raise InvalidArgumentError(f"max_bytes {max_bytes!r} is no number of bytes; allowed are 0 and more")
+            raise InvalidArgumentError(f"max_bytes {shown(max_bytes)} is no number of bytes; allowed are 0 and more")
         with self._state.locked():
             pass  # refuses, and settles what views left behind
         try:
@@ -453,8 +456,8 @@ class MemoryFile(Measuring):
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         """Also what :func:`copy.copy` calls: two memories would keep books of the one file."""
         raise TypeError(
-            "a memory cannot be copied or pickled: pass the memory itself, or send the handle that its share() makes to "
-            "another process"
+            "a memory cannot be copied or pickled: pass the memory itself, or send the handle that its share() makes "
+            "to another process"
         )
 
     def _check(self) -> None:

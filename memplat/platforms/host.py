@@ -10,6 +10,7 @@ from memplat.linux import memory as host
 from memplat.linux import system
 from memplat.platforms.space import PROTECTION, Mapped, Space
 from memplat.ranges import GIB, HUGE_PAGE_SIZE, Address, format_size
+from memplat.wording import shown
 
 _DEFAULT_LENGTH: Final = 64 * GIB
 _MOST: Final = 1 << 47  # the user's half of 48-bit addresses; beyond it mmap(2) goes only where it is told to
@@ -21,8 +22,8 @@ def check_region(length: int) -> int:
     """
     if type(length) is not int or not 0 < length <= _MOST or length % system.PAGE_SIZE:
         raise InvalidArgumentError(
-            f"length {length!r} is not possible; allowed are integers, positive multiples of {system.PAGE_SIZE} up to "
-            f"{_MOST} (128 TiB)"
+            f"length {shown(length)} is not possible; allowed are integers, positive multiples of {system.PAGE_SIZE} up "
+            f"to {_MOST} (128 TiB)"
         )
     return length
 

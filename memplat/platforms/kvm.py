@@ -15,6 +15,7 @@ from memplat.linux import kvm, system
 from memplat.memory import MappableFile
 from memplat.platforms.space import Mapped, PiecewiseSpace
 from memplat.ranges import Address, FileRange
+from memplat.wording import shown
 
 _LEAST_BITS: Final = 36
 
@@ -32,7 +33,7 @@ class KvmSpace(PiecewiseSpace):
     def __init__(self, *, write_execute: bool = False, dirty_log: bool = False, max_slots: int | None = None) -> None:
         super().__init__(write_execute=write_execute)
         if max_slots is not None and type(max_slots) is not int:
-            raise InvalidArgumentError(f"max_slots {max_slots!r} is no integer")
+            raise InvalidArgumentError(f"max_slots {shown(max_slots)} is no integer")
         try:
             self.vm = kvm.create_vm()
         except OSError as error:
@@ -41,7 +42,7 @@ class KvmSpace(PiecewiseSpace):
         limit = kvm.check_extension(self.vm, kvm.CAP_NR_MEMSLOTS)
         if max_slots is not None and not 0 < max_slots <= limit:
             os.close(self.vm)
-            raise InvalidArgumentError(f"max_slots {max_slots!r} is not possible; allowed are 1 to {limit}")
+            raise InvalidArgumentError(f"max_slots {shown(max_slots)} is not possible; allowed are 1 to {limit}")
         self.max_slots = max_slots or limit
         self._dirty_log = dirty_log
         self._slots: dict[Address, int] = {}

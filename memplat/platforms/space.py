@@ -20,6 +20,7 @@ from memplat.linux import system
 from memplat.memory import MappableFile
 from memplat.ranges import Address, FileRange, Offset
 from memplat.types import Access
+from memplat.wording import shown
 
 #: What each access means to mmap(2).
 PROTECTION: Final = {
@@ -272,7 +273,9 @@ class Space(abc.ABC):
         try:
             access = Access(access)
         except ValueError:
-            raise InvalidArgumentError(f"access {access!r} does not exist; allowed are {', '.join(Access)}") from None
+            raise InvalidArgumentError(
+                f"access {shown(access)} does not exist; allowed are {', '.join(Access)}"
+            ) from None
         if access is Access.READ_WRITE_EXECUTE and not self._write_execute:
             raise AccessError("a mapping that is writable and executable has to be asked for: write_execute=True")
         return access
@@ -312,12 +315,12 @@ class Space(abc.ABC):
 def _check_numbers(addr: object, length: object) -> None:
     for value, what in ((addr, "address"), (length, "length")):
         if not isinstance(value, int) or isinstance(value, bool):
-            raise InvalidArgumentError(f"{what} {value!r} is no integer; allowed are whole bytes")
+            raise InvalidArgumentError(f"{what} {shown(value)} is no integer; allowed are whole bytes")
 
 
 def _check_source(file: object, pages: object) -> None:
     if not isinstance(pages, FileRange) or not callable(getattr(file, "address", None)):
-        raise InvalidArgumentError(f"{pages!r} of {file!r} cannot be mapped; allowed is a FileRange of a memory")
+        raise InvalidArgumentError(f"{shown(pages)} of {file!r} cannot be mapped; allowed is a FileRange of a memory")
 
 
 def _outside(pieces: Sequence[Mapped], start: Address, end: Address) -> Iterator[Mapped]:

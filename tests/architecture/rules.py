@@ -27,12 +27,12 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
         "sharing",
         "types",
         "ranges",
-        "errors",
+        "errors wording",
     )
 )
 
 #: What some layers may import of the package, where that is less than everything below them.
-ONLY: Final[Mapping[str, frozenset[str]]] = {"linux": frozenset({"errors", "ranges"})}
+ONLY: Final[Mapping[str, frozenset[str]]] = {"linux": frozenset({"errors", "ranges", "wording"})}
 
 #: Who may import an external module; for anything not listed here, everybody.
 EXTERNAL: Final[Mapping[str, frozenset[str]]] = {

@@ -30,6 +30,7 @@ from memplat.linux import files, memory, userfaultfd
 from memplat.linux.pagemap import pagemap_sum
 from memplat.ranges import FileRange, format_size, parse_size
 from memplat.types import AllocationMode, Availability, BackendInfo, BackingFile, Capability, Extents, Storage
+from memplat.wording import shown
 
 NAME: Final = "hugetlb"
 _BLOCK: Final = 512
@@ -57,8 +58,13 @@ def _check_page_size(_: object, attribute: attrs.Attribute[int | None], value: i
 
 
 def _check_name(_: object, attribute: attrs.Attribute[str], value: object) -> None:
-    if not isinstance(value, str) or "\0" in value or len(value.encode()) > _MAX_NAME_BYTES:
-        raise ValueError(f"{attribute.name} is {value!r}: allowed are up to {_MAX_NAME_BYTES} bytes without NUL")
+    allowed = f"allowed are up to {_MAX_NAME_BYTES} bytes without NUL"
+    try:
+        fits = isinstance(value, str) and "\0" not in value and len(value.encode()) <= _MAX_NAME_BYTES
+    except UnicodeEncodeError:  # half of a surrogate pair
+        raise ValueError(f"{attribute.name} is {shown(value)}, which is no UTF-8: {allowed}") from None
+    if not fits:
+        raise ValueError(f"{attribute.name} is {shown(value)}: {allowed}")
 
 
 @attrs.frozen

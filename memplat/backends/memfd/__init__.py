@@ -27,6 +27,7 @@ from memplat.linux import files, memory, shmem, system
 from memplat.linux.shmem import Probe
 from memplat.ranges import HUGE_PAGE_SIZE, FileRange, align_down, align_up
 from memplat.types import AllocationMode, Availability, BackendInfo, BackingFile, Capability, Extents
+from memplat.wording import shown
 
 NAME: Final = "memfd"
 
@@ -52,8 +53,13 @@ _ADVICE: Final = {HugePages.NEVER: memory.MADV_NOHUGEPAGE, HugePages.ADVISE: mem
 
 
 def _check_name(_: object, attribute: attrs.Attribute[str], value: object) -> None:
-    if not isinstance(value, str) or "\0" in value or len(value.encode()) > _MAX_NAME_BYTES:
-        raise ValueError(f"{attribute.name} is {value!r}: allowed are up to {_MAX_NAME_BYTES} bytes without NUL")
+    allowed = f"allowed are up to {_MAX_NAME_BYTES} bytes without NUL"
+    try:
+        fits = isinstance(value, str) and "\0" not in value and len(value.encode()) <= _MAX_NAME_BYTES
+    except UnicodeEncodeError:  # half of a surrogate pair
+        raise ValueError(f"{attribute.name} is {shown(value)}, which is no UTF-8: {allowed}") from None
+    if not fits:
+        raise ValueError(f"{attribute.name} is {shown(value)}: {allowed}")
 
 
 @attrs.frozen
