@@ -22,7 +22,7 @@ def check_region(length: int) -> int:
     """
     if type(length) is not int or not 0 < length <= _MOST or length % system.PAGE_SIZE:
         raise InvalidArgumentError(
-            f"length {shown(length)} is not possible; allowed are integers, positive multiples of {system.PAGE_SIZE} up "
+            f"length {shown(length)} is not possible; allowed are positive multiples of {system.PAGE_SIZE} up "
             f"to {_MOST} (128 TiB)"
         )
     return length
