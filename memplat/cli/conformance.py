@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,8 @@ def conformance(
         raise click.UsageError("name backends, or say --all")
     if everything and (options or without):
         raise click.UsageError("options belong to one backend: name it in place of --all")
+    for option, path in (("--json", as_json), ("--junit", junit), ("--markdown", markdown)):
+        _check_path(option, path)
     reports: list[Report] = []
     left_out: dict[str, str] = {}
     for title, item in _everything() if everything else _named(names, parse_options(options), without):
@@ -190,6 +194,25 @@ def _write(
     if markdown:
         rest_lines = [f"{title}: not run, because it {reason}\n" for title, reason in left_out.items()]
         _put(markdown, "\n".join([*(report.as_markdown() for report in reports), *rest_lines]))
+
+
+def _check_path(option: str, path: str | None) -> None:
+    """Refuse at once what could not be written after minutes of checks. Nothing is left behind, and nothing cut off.
+
+    :raises click.BadParameter: if a report cannot be written there
+    """
+    if path in (None, "-"):
+        return
+    target = os.path.realpath(str(path))
+    try:
+        if os.path.lexists(target):
+            if not os.access(target, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        else:
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            os.unlink(target)
+    except OSError as error:
+        raise click.BadParameter(f"{path} cannot be written: {error.strerror}", param_hint=option) from error
 
 
 def _put(path: str, text: str) -> None:

@@ -35,7 +35,7 @@ def selection_options(command: _Command) -> _Command:
 def make_console(*, stderr: bool = False) -> Console:
     """A console for people, or a plain one where the output is piped; honours NO_COLOR and COLUMNS."""
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPED_WIDTH
+    width = None if (stream is not None and stream.isatty()) or os.environ.get("COLUMNS") else _PIPED_WIDTH
     return Console(stderr=stderr, width=width, highlight=False, emoji=False)
 
 

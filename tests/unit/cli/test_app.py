@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,51 @@ def test_a_profile_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
     done = run_memplat("backends", "--config", config, "--profile", "browsr")
     assert done.returncode == 2
     assert "browser" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("--version",), ("backends",)])
+def test_a_core_that_does_not_exist_is_wrong_usage_told_in_one_line(command: tuple[str, ...]) -> None:
+    done = run_memplat(*command, env={"MEMPLAT_CORE": "bogus"})
+    assert done.returncode == 2
+    assert done.stderr == "memplat: MEMPLAT_CORE: 'bogus' is no core; allowed are 'python' and 'native'\n"
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("command", [("--version",), ("backends",), ("doctor", "--json"), ("demo",)])
+@pytest.mark.parametrize(("where", "why"), [(">/dev/full", "No space left on device"), (">&-", "standard output")])
+def test_output_that_cannot_be_written_is_told_in_one_line(command: tuple[str, ...], where: str, why: str) -> None:
+    done = in_shell(command, where)
+    assert done.returncode == 2
+    assert done.stderr.startswith("memplat: ")
+    assert why in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("where", [">/dev/full 2>&1", ">&- 2>&-"])
+def test_where_nothing_can_be_written_the_exit_status_tells(where: str) -> None:
+    assert in_shell(("backends",), where).returncode == 2
+
+
+@pytest.mark.parametrize("command", [("--version",), ("backends",)])
+def test_a_reader_that_has_gone_is_no_matter_for_words(command: tuple[str, ...]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "memplat", *command],
+            env=environment(),
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(write)
+    assert done.returncode == 1
+    assert done.stderr == ""
+
+
+def in_shell(command: tuple[str, ...], where: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with its output redirected as a shell does it."""
+    line = ["sh", "-c", f'exec "$@" {where}', "sh", sys.executable, "-m", "memplat", *command]
+    return subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)

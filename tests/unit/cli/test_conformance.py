@@ -96,3 +96,23 @@ def test_wrong_usage_is_exit_status_2_and_says_what_is_wrong(arguments: list[str
     done = run_memplat("conformance", *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     assert fault in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("option", ["--json", "--junit", "--markdown"])
+def test_a_report_that_could_not_be_written_is_wrong_usage_before_anything_runs(tmp_path: Path, option: str):
+    done = run_memplat("conformance", "memfd", option, tmp_path / "missing" / "report")
+    assert done.returncode == 2
+    assert f"Invalid value for {option}" in done.stderr
+    assert "No such file or directory" in done.stderr
+    assert done.stdout == ""
+
+
+def test_looking_whether_a_report_can_be_written_leaves_nothing_behind(tmp_path: Path):
+    there = tmp_path / "there"
+    there.write_text("earlier")
+    done = run_memplat(
+        "conformance", "memfd", "--json", there, "--junit", tmp_path / "new", "--markdown", tmp_path / "no" / "way"
+    )
+    assert done.returncode == 2
+    assert there.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [there]
