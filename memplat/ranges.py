@@ -27,6 +27,7 @@ Offset = NewType("Offset", int)
 _SIZE = re.compile(SIZE_PATTERN)
 _PREFIXES: Final = "kmgtpe"
 _MOST_DIGITS: Final = 100  # Python refuses to convert some thousands of them
+_MOST_SHOWN: Final = 1 << 1000  # a float holds no more
 _UNITS: Final = (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB))
 
 
@@ -106,6 +107,8 @@ def parse_size(text: str | int) -> int:
 
 def format_size(nbytes: int) -> str:
     """A size for people, exact where it is a whole number of a unit: ``64 KiB``, ``1.5 GiB``, ``123 B``."""
+    if abs(nbytes) >= _MOST_SHOWN:
+        return f"{shown(nbytes)} B"
     for unit, scale in _UNITS:
         if abs(nbytes) >= scale:
             return f"{nbytes // scale} {unit}" if nbytes % scale == 0 else f"{nbytes / scale:.1f} {unit}"

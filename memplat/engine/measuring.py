@@ -27,7 +27,9 @@ class Measuring(Edge):
         """See :meth:`Memory.update_usage`."""
         if owner is not None:
             _check_owner(owner)
-        return self._scanner.update(max_age if max_age == 0 else check_timeout(max_age, "max_age"), owner)
+        return self._scanner.update(
+            0 if type(max_age) is int and max_age == 0 else check_timeout(max_age, "max_age"), owner
+        )
 
     def usage(self, *, owner: int | None = None) -> Usage:
         """See :meth:`Memory.usage`."""

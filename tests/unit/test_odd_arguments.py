@@ -62,6 +62,7 @@ CALLS: list[Callable[[Memory, Any], object]] = [
     lambda memory, value: memory.set_limit(1, allocated=value),
     lambda memory, value: memory.account_external(value),
     lambda memory, value: memory.usage(owner=value),
+    lambda memory, value: memory.update_usage(owner=value),
     lambda _, value: memplat.attach(value),
     lambda _, value: memplat.adopt(value),
     lambda _, value: memplat.adopt(0, backend=[value]),
@@ -111,6 +112,16 @@ def test_times_that_no_clock_has_are_as_long_as_can_be(memory: Memory, seconds: 
     handle.revoke()
     assert handle.wait(seconds)
     memory.decref(pages)
+
+
+def test_an_array_is_no_age(memory: Memory) -> None:
+    with pytest.raises(memplat.InvalidArgumentError, match=r"max_age array\(\[1, 2\]\) is no time"):
+        memory.update_usage(max_age=ARRAY)
+
+
+def test_sizes_of_any_length_are_shown() -> None:
+    assert memplat.format_size(HUGE) == "<integer of 16610 bits> B"
+    assert memplat.format_size(1 << 80) == "1099511627776 TiB"
 
 
 @pytest.mark.parametrize("fd", [True, False, -1, 1 << 40, "x", None, 1.0])
