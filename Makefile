@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# What measures the coverage; empty where a second run need not.
+COVER ?= --cov
 
 .PHONY: help demo test lint format bench clean
 .DELETE_ON_ERROR:
@@ -20,7 +22,7 @@ demo: $(VENV)/.ready
 	$(BIN)/memplat demo $(ARGS)
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -n logical --dist loadgroup --cov --junit-xml=build/junit.xml $(ARGS)
+	$(BIN)/python -m pytest -n logical --dist loadgroup $(COVER) --junit-xml=build/junit.xml $(ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check
