@@ -47,7 +47,7 @@ $(VENV)/bin/python:
 	  echo "$(PYTHON) cannot make virtual environments: on Debian, apt-get install python3-venv" >&2; exit 1; }
 
 # The stamps are as old as what was installed: metadata, and the compiled core where there is a compiler.
-$(VENV)/.ready: pyproject.toml setup.py $(wildcard memplat/_native/*.pyx memplat/_native/*.pxi memplat/_native/tree.*) $(VENV)/bin/python
+$(VENV)/.ready: pyproject.toml setup.py $(wildcard memplat/_native/*.pyx memplat/_native/*.pxi memplat/_native/*.h memplat/_native/tree.c) $(VENV)/bin/python
 	$(BIN)/python -m pip install -qq --editable '.[cli]'
 	@touch $@
 

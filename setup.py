@@ -2,6 +2,8 @@
 
 from setuptools import Extension, setup
 
+_ARGS = ["-O3", "-fno-strict-aliasing", "-Wall", "-Wextra"]
+
 setup(
     ext_modules=[
         Extension(
@@ -9,10 +11,18 @@ setup(
             sources=["memplat/_native/core.pyx", "memplat/_native/tree.c"],
             depends=[
                 "memplat/_native/tree.h",
+                "memplat/_native/present.h",
                 *(f"memplat/_native/{part}.pxi" for part in ("accounts", "calls", "lock", "pages", "reclaim", "views")),
             ],
-            extra_compile_args=["-O3", "-fno-strict-aliasing", "-Wall", "-Wextra"],
+            extra_compile_args=_ARGS,
             optional=True,
-        )
+        ),
+        Extension(
+            "memplat._native.batching",
+            sources=["memplat/_native/batching.pyx"],
+            depends=["memplat/_native/present.h"],
+            extra_compile_args=_ARGS,
+            optional=True,
+        ),
     ]
 )

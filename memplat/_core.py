@@ -17,8 +17,9 @@ PYTHON: Final = "python"
 NATIVE: Final = "native"
 
 
-def _choose() -> tuple[str, ModuleType | None, str]:
-    """The core's name, the module of the compiled one, and why it is this one.
+def _choose() -> tuple[str, ModuleType | None, ModuleType | None, str]:
+    """The core's name, the modules of the compiled one (the engine's part, and the system calls in batches), and why it
+    is this one.
 
     :raises ConfigError: the environment asks for a core that is not there
     """
@@ -26,9 +27,10 @@ def _choose() -> tuple[str, ModuleType | None, str]:
     if wanted not in ("", PYTHON, NATIVE):
         raise ConfigError(f"{wanted!r} is no core; allowed are {PYTHON!r} and {NATIVE!r}", key=VARIABLE)
     if wanted == PYTHON:
-        return PYTHON, None, f"{VARIABLE} asks for it"
+        return PYTHON, None, None, f"{VARIABLE} asks for it"
     try:
         module = importlib.import_module("memplat._native.core")
+        batching = importlib.import_module("memplat._native.batching")
     except ImportError as error:
         if wanted:
             raise ConfigError(
@@ -36,8 +38,8 @@ def _choose() -> tuple[str, ModuleType | None, str]:
                 f"{VARIABLE}",
                 key=VARIABLE,
             ) from error
-        return PYTHON, None, f"the compiled core is not there ({error})"
-    return NATIVE, module, f"{VARIABLE} asks for it" if wanted else "it was built"
+        return PYTHON, None, None, f"the compiled core is not there ({error})"
+    return NATIVE, module, batching, f"{VARIABLE} asks for it" if wanted else "it was built"
 
 
-NAME, MODULE, REASON = _choose()
+NAME, MODULE, BATCHING, REASON = _choose()

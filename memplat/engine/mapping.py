@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -21,6 +22,7 @@ from memplat.engine.placement import Placement
 from memplat.errors import HostError
 from memplat.linux import memory as host
 from memplat.linux import system
+from memplat.linux.shmem import is_shmem
 from memplat.ranges import GIB, HUGE_PAGE_SIZE, align_down, align_up, format_size
 
 log = logging.getLogger("memplat")
@@ -46,6 +48,7 @@ class Mapping:
     __slots__ = (
         "__weakref__",
         "_numbers",
+        "_owner",
         "_unmapped",
         "base",
         "closed",
@@ -59,6 +62,7 @@ class Mapping:
     def __init__(self, max_size: int | None, page_size: int, placement: Placement) -> None:
         self.leases = make_leases()
         self._numbers = itertools.count()
+        self._owner: int | None = None
         self.closed = False
         self.placement = placement
         self.notes = placement.notes
@@ -99,6 +103,8 @@ class Mapping:
 
     def map_part(self, fd: int, start: int, end: int) -> None:
         """Map ``[start, end)`` of the file to its place."""
+        if self._owner is None:
+            self._owner = os.fstat(fd).st_uid if is_shmem(fd) else -1
         host.map_shared(self.base + start, end - start, fd, start)
         self.placement.place(self.base + start, end - start)
 
@@ -128,8 +134,11 @@ class Mapping:
 
     def zero(self, start: int, end: int) -> None:
         """Zero pages that are committed. They are made present first, so that it cannot signal."""
-        host.populate_write(self.base + start, end - start)
-        host.zero(self.base + start, end - start)
+        self.zero_all((start, end))
+
+    def zero_all(self, extents: Sequence[int]) -> None:
+        """As :meth:`zero`, for many parts at once."""
+        host.zero_present(self.base, extents, -1 if self._owner is None else self._owner)
 
     def store(self, start: int, data: memoryview) -> None:
         """Copy *data* to *start*, for files that cannot be written with a system call."""

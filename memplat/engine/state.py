@@ -333,12 +333,11 @@ class EngineState(HotState):
 
     def zero_by_hand(self, ranges: list[FileRange]) -> list[FileRange]:
         """Zero those pages that are committed, and return them. The others are zero; touching would commit them."""
-        zeroed = []
+        zeroed: list[FileRange] = []
         for pages_ in ranges:
             extents = self.committed(pages_.start, pages_.end)
-            for start, end in zip(extents[0::2], extents[1::2], strict=True):
-                self.mapping.zero(start, end)
-                zeroed.append(FileRange(start, end))
+            self.mapping.zero_all(extents)
+            zeroed += map(FileRange, extents[0::2], extents[1::2])
         return zeroed
 
     def note_decommitted_locked(self, ranges: Sequence[FileRange]) -> None:

@@ -39,7 +39,11 @@ ioctl_held = function(HELD, "ioctl", ctypes.c_int, (ctypes.c_int, ctypes.c_ulong
 
 def error(call: str) -> OSError:
     """The :class:`OSError` for the ``errno`` that this thread's last failed call left behind."""
-    code = ctypes.get_errno()
+    return error_of(call, ctypes.get_errno())
+
+
+def error_of(call: str, code: int) -> OSError:
+    """The :class:`OSError` of a call that failed with this ``errno``."""
     return OSError(code, f"{call}: {os.strerror(code)}")
 
 

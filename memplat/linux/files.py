@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
+from memplat import _core
 from memplat.linux import _libc
 from memplat.ranges import GIB, KIB, MIB, FileRange
 
@@ -110,9 +111,15 @@ def punch_batch(fd: int, address: int | None, ranges: Sequence[FileRange]) -> No
     process with MADV_REMOVE (from Linux 6.13 on), 1024 ranges a call. Wherever that stops, for whatever reason,
     fallocate(2) decides about that range. Without *address*, or where the kernel cannot, fallocate(2) for each.
 
+    :param ranges: with the compiled core also a buffer of pairs of offsets
     :raises OSError: as :func:`fallocate`, of the first range that failed; all ranges before it are punched, none after
         it
     """
+    if _core.BATCHING is not None:
+        done, code = _core.BATCHING.punch(fd, address, ranges)
+        if code:
+            raise _libc.error_of(f"fallocate(PUNCH_HOLE) of {FileRange(*ranges[done])}", code)
+        return
     done = 0
     if address is not None and len(ranges) > 1:
         done = _remove_vectors(fd, address, ranges)

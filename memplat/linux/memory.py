@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections.abc import Sequence
 from typing import Final
 
+from memplat import _core
 from memplat.linux import _libc
 from memplat.ranges import HUGE_PAGE_SIZE, MIB, align_up
 
@@ -44,6 +46,7 @@ _MLOCK_ONFAULT: Final = 1
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 #: A populating call that a signal interrupts begins again: at 32 MiB (20 ms) no timer can keep it from getting on.
 _POPULATE_STEP: Final = 32 * MIB
+_POPULATE_CALL: Final = "madvise(MADV_POPULATE_WRITE)"
 _LENGTHS: Final = 1 << 63  # ctypes cuts a size_t off at 64 bits without a word: what was reserved would be shorter
 _PYBUF_WRITE: Final = 0x200  # <cpython/memoryobject.h>
 
@@ -181,12 +184,17 @@ def populate_write(address: int, length: int) -> None:
 
     :raises OSError: EFAULT if the host cannot supply a page; EHWPOISON; EINVAL before Linux 5.14; ENOMEM if not mapped
     """
+    if _core.BATCHING is not None:
+        code = _core.BATCHING.populate(address, length)
+        if code:
+            raise _libc.error_of(_POPULATE_CALL, code)
+        return
     end = address + length
     while address < end:
         step = min(_POPULATE_STEP, end - address)
         while _madvise(address, step, MADV_POPULATE_WRITE):
             if _libc.last_errno() not in (errno.EINTR, errno.EAGAIN):
-                raise _libc.error("madvise(MADV_POPULATE_WRITE)")
+                raise _libc.error(_POPULATE_CALL)
         address += step
 
 
@@ -214,6 +222,25 @@ def lock_on_fault(address: int, length: int) -> None:
 def zero(address: int, length: int) -> None:
     """Set memory to zero, with the GIL released. Commits what is uncommitted; SIGBUS if the host cannot supply it."""
     _memset(address, 0, length)
+
+
+def zero_present(address: int, extents: Sequence[int], owner: int = -1) -> None:
+    """Zero parts of a mapping, which are made present first: an error instead of a signal. Pages that are in RAM anyway
+    need not be made present, if that can be found out for less: with the compiled core, by mincore(2).
+
+    :param extents: distances from *address*: start, end, start, end, …
+    :param owner: if the file is shmem, the user who owns it: to others mincore(2) says that everything is in RAM. -1:
+        it is not, or nobody knows
+    :raises OSError: as :func:`populate_write`; the parts before are zero, then
+    """
+    if _core.BATCHING is not None:
+        code = _core.BATCHING.zero(address, extents, owner)
+        if code:
+            raise _libc.error_of(_POPULATE_CALL, code)
+        return
+    for start, end in zip(extents[0::2], extents[1::2], strict=True):
+        populate_write(address + start, end - start)
+        zero(address + start, end - start)
 
 
 def copy_from(address: int, length: int) -> bytes:

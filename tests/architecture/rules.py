@@ -22,17 +22,18 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
         "plugins",
         "engine backends config platforms",
         "hookspecs",
-        "_core _native",
+        "_native",
         "memory",
         "sharing",
         "types",
         "ranges",
+        "_core",
         "errors wording",
     )
 )
 
 #: What some layers may import of the package, where that is less than everything below them.
-ONLY: Final[Mapping[str, frozenset[str]]] = {"linux": frozenset({"errors", "ranges", "wording"})}
+ONLY: Final[Mapping[str, frozenset[str]]] = {"linux": frozenset({"_core", "errors", "ranges", "wording"})}
 
 #: Who may import an external module; for anything not listed here, everybody.
 EXTERNAL: Final[Mapping[str, frozenset[str]]] = {

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import importlib
 import os
 import resource
+from array import array
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from memplat import _core
 from memplat.linux import files, memory
 from tests.hostparts import MIB, hugetlb_pool, in_another_process, tmpfs_mount
-from tests.needs import need_root
+from tests.needs import need_root, needs
 
 PAGE = 4096
 RESERVED = 16 * MIB
@@ -139,6 +144,38 @@ def test_mapping_more_than_a_hugetlb_file_has_does_not_make_it_grow(reservation)
             os.close(fd)
 
 
+def compiled_batching() -> Any:
+    """The compiled calls, whichever core is chosen."""
+    try:
+        return importlib.import_module("memplat._native.batching")
+    except ImportError as error:
+        needs("compiler", str(error))
+
+
+@contextlib.contextmanager
+def mapped_memfd(size: int) -> Iterator[tuple[int, int]]:
+    """The descriptor of a file, and where it is mapped."""
+    fd = files.memfd("test")
+    try:
+        os.ftruncate(fd, size)
+        address = memory.reserve_address_space(size)
+        try:
+            memory.map_shared(address, size, fd, 0)
+            yield fd, address
+        finally:
+            memory.unmap(address, size)
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture(params=["python", "native"])
+def either_core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Populating and zeroing, in Python or compiled, whichever core is chosen."""
+    monkeypatch.setattr(_core, "BATCHING", compiled_batching() if request.param == "native" else None)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("either_core")
 def test_populating_commits_and_keeps_content(reservation, fd):
     memory.map_shared(reservation, 4 * MIB, fd, 0)
     os.pwrite(fd, b"kept", PAGE)
@@ -147,6 +184,7 @@ def test_populating_commits_and_keeps_content(reservation, fd):
     assert memory.copy_from(reservation + PAGE, 4) == b"kept"
 
 
+@pytest.mark.usefixtures("either_core")
 def test_populating_what_the_host_cannot_supply_is_efault_and_no_signal():
     with tmpfs_mount(MIB) as path, open(path / "file", "w+b", buffering=0) as file:
         file.truncate(4 * MIB)
@@ -166,6 +204,82 @@ def test_zeroing_makes_every_byte_zero(reservation, fd):
     memory.zero(reservation + PAGE, PAGE)
     content = os.pread(fd, 3 * PAGE, 0)
     assert content == b"\xff" * PAGE + bytes(PAGE) + b"\xff" * PAGE
+
+
+LARGE = 40 * MIB  # more than is populated at a time
+
+
+@pytest.mark.usefixtures("either_core")
+@pytest.mark.parametrize("owner", ["nobody", "the owner", "somebody else"])
+@pytest.mark.parametrize("is_present", [True, False])
+def test_parts_are_zeroed_whoever_is_told_what_is_present(owner, is_present):
+    who = {"nobody": -1, "the owner": os.geteuid(), "somebody else": os.geteuid() + 1}[owner]
+    extents = array("q", [0, PAGE, 2 * PAGE, 19 * PAGE, MIB, LARGE - PAGE])
+    with mapped_memfd(LARGE) as (fd, address):
+        if is_present:
+            for offset in range(0, LARGE, MIB):
+                memory.copy_to(address + offset, b"\xff" * MIB)
+        else:
+            os.pwrite(fd, b"\xff" * 3 * PAGE, 0)  # not in the page tables, and nothing behind it
+        memory.zero_present(address, extents, who)
+        for start, end in zip(extents[0::2], extents[1::2], strict=True):
+            assert os.pread(fd, end - start, start) == bytes(end - start)
+        assert os.pread(fd, PAGE, PAGE) == b"\xff" * PAGE
+        assert os.pread(fd, PAGE, LARGE - PAGE) == (b"\xff" if is_present else b"\0") * PAGE
+
+
+@pytest.mark.usefixtures("either_core")
+def test_nothing_is_zeroed_if_there_are_no_extents():
+    memory.zero_present(0, ())
+
+
+@pytest.mark.usefixtures("either_core")
+def test_zeroing_what_the_host_cannot_supply_is_efault_and_what_came_before_is_done():
+    with tmpfs_mount(MIB) as path, open(path / "file", "w+b", buffering=0) as file:
+        file.truncate(4 * MIB)
+        address = memory.reserve_address_space(4 * MIB)
+        try:
+            memory.map_shared(address, 4 * MIB, file.fileno(), 0)
+            memory.copy_to(address, b"\xff" * MIB)
+            with pytest.raises(OSError, match="POPULATE_WRITE") as caught:
+                memory.zero_present(address, (0, PAGE, 2 * PAGE, 3 * MIB, 3 * MIB, 3 * MIB + PAGE), os.geteuid())
+            assert caught.value.errno == errno.EFAULT
+            assert memory.copy_from(address, 2 * PAGE) == bytes(PAGE) + b"\xff" * PAGE
+        finally:
+            memory.unmap(address, 4 * MIB)
+
+
+@pytest.mark.usefixtures("either_core")
+def test_zeroing_beyond_the_end_of_the_file_is_an_error_and_no_signal():
+    with mapped_memfd(MIB) as (fd, address):
+        os.ftruncate(fd, 4 * PAGE)
+        with pytest.raises(OSError, match="POPULATE_WRITE"):
+            memory.zero_present(address, (0, 8 * PAGE), os.geteuid())
+
+
+def test_a_stranger_is_told_that_all_is_present_and_is_not_believed():
+    """mincore(2) lies to those who neither own the file nor may write it: what they zero has to be populated."""
+    need_root("becoming another user")
+    code = """
+        import os, sys
+        sys.path.insert(0, sys.argv[1])
+        os.environ["MEMPLAT_CORE"] = "native"
+        from memplat.linux import files, memory
+        fd = os.open(sys.argv[2], os.O_RDWR)
+        os.ftruncate(fd, 4 << 20)
+        address = memory.reserve_address_space(4 << 20)
+        memory.map_shared(address, 4 << 20, fd, 0)
+        owner = os.fstat(fd).st_uid
+        os.setresuid(65534, 65534, 65534)
+        try:
+            memory.zero_present(address, (0, 4 << 20), owner)
+        except OSError as reason:
+            print("refused", reason.errno)
+        """
+    compiled_batching()
+    with tmpfs_mount(MIB) as path, open(path / "file", "wb"):
+        os.chmod(path / "file", 0o600)
+        assert in_another_process(code, os.getcwd(), str(path / "file")).split() == ["refused", str(errno.EFAULT)]
 
 
 @pytest.mark.parametrize("data", [b"bytes", bytearray(b"bytes"), memoryview(b"xbytesx")[1:6]])

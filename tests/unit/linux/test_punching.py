@@ -5,20 +5,25 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import importlib
 import os
 import random
 import re
 import resource
 import signal
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from memplat import _core
 from memplat.linux import files, memory
 from memplat.ranges import FileRange
 from tests.hostparts import MIB, hugetlb_pool
+from tests.needs import needs
 
 PAGE = 4096
 SIZE = 16 * MIB
@@ -64,6 +69,27 @@ def opened(fd: int, size: int = SIZE) -> Iterator[Mapped]:
 def file() -> Iterator[Mapped]:
     with opened(files.memfd("test")) as mapped:
         yield mapped
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test with both implementations; a kernel that is faked is faked for the one in Python."""
+    faked = "monkeypatch" in metafunc.fixturenames
+    metafunc.parametrize("core", ["python"] if faked else ["python", "native"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def core(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_core, "BATCHING", native_batching() if request.param == "native" else None)
+        yield
+
+
+def native_batching() -> Any:
+    """The compiled calls, whichever core is chosen."""
+    try:
+        return importlib.import_module("memplat._native.batching")
+    except ImportError as error:
+        needs("compiler", str(error))
 
 
 def pages_of(ranges: list[FileRange]) -> set[int]:
@@ -137,6 +163,58 @@ def test_the_range_that_failed_is_named_and_those_before_it_are_done(file, monke
     with pytest.raises(PermissionError, match=re.escape(str(bad))):
         files.punch_batch(file.fd, file.address if with_address else None, ranges)
     assert file.zeroed() == pages_of(ranges[:-2])
+
+
+@pytest.mark.parametrize("with_address", [True, False])
+@pytest.mark.parametrize(("count", "bad"), [(1, 0), (7, 3), (1500, 0), (1500, 1023), (1500, 1024), (1500, 1499)])
+def test_a_range_that_no_file_can_have_is_named_and_those_before_it_are_done(file, count, bad, with_address):
+    file.fill()
+    ranges = scattered(count)
+    ranges[bad] = FileRange(-(1 << 45), PAGE - (1 << 45))
+    with pytest.raises(OSError, match=re.escape(str(ranges[bad]))) as caught:
+        files.punch_batch(file.fd, file.address if with_address else None, ranges)
+    assert caught.value.errno == errno.EINVAL
+    assert file.zeroed() == pages_of(ranges[:bad])
+
+
+def test_compiled_calls_take_ranges_as_a_buffer_too(file):
+    file.fill()
+    batching = native_batching()
+    ranges = scattered(40)
+    flat = array("q", [bound for pages in ranges for bound in pages])
+    assert batching.punch(file.fd, file.address, flat) == (40, 0)
+    assert file.zeroed() == pages_of(ranges)
+    for wrong in (array("i", [0, 1, 2, 3]), array("q", [0]), b"12345678" * 2):
+        with pytest.raises(TypeError, match="pairs of 64-bit offsets"):
+            batching.punch(file.fd, file.address, wrong)
+    for wrong_pairs in ([(0,)], [(0, "1")], [3], [(0, 1 << 64)]):
+        with pytest.raises((TypeError, ValueError, OverflowError)):
+            batching.punch(file.fd, file.address, wrong_pairs)
+    assert file.zeroed() == pages_of(ranges)
+
+
+def punch_until_stopped(file: Mapped) -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0.0005)
+    while True:
+        files.punch_batch(file.fd, file.address, scattered(2048))
+
+
+def test_an_exception_from_a_signal_handler_ends_a_batch(file):
+    class EnoughError(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise EnoughError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        for _ in range(20):
+            file.fill()
+            with pytest.raises(EnoughError):
+                punch_until_stopped(file)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def refuse_one_range(monkeypatch: pytest.MonkeyPatch, address: int, bad: FileRange) -> None:
