@@ -2,6 +2,7 @@
 
 from setuptools import Extension, setup
 
+_PARTS = ("accounts", "calls", "lock", "pages", "reclaim", "recycle", "views")
 _ARGS = ["-O3", "-fno-strict-aliasing", "-Wall", "-Wextra"]
 
 setup(
@@ -12,7 +13,7 @@ setup(
             depends=[
                 "memplat/_native/tree.h",
                 "memplat/_native/present.h",
-                *(f"memplat/_native/{part}.pxi" for part in ("accounts", "calls", "lock", "pages", "reclaim", "views")),
+                *(f"memplat/_native/{part}.pxi" for part in _PARTS),
             ],
             extra_compile_args=_ARGS,
             optional=True,

@@ -1,7 +1,7 @@
 # The fast ways of a memory's hot calls: memplat/engine/memoryfile.py, compiled as far as nothing is out of the ordinary.
 #
-# Each does the whole call if nothing needs the memory's lock now, nothing has to be settled, refused, grown, zeroed or
-# woken, and the arguments are plain and right. Otherwise nothing has changed, and the Python method does it from the
+# Each does the whole call if nothing needs the memory's lock now, nothing has to be settled, refused, grown or woken,
+# and the arguments are plain and right. Otherwise nothing has changed, and the Python method does it from the
 # beginning: the errors are raised there, too.
 
 from cpython.dict cimport PyDict_GetItemWithError
@@ -14,6 +14,8 @@ cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(PyObject*, int* overflow) except? -1
 
 cdef object _UNCOMMITTED = AllocationMode.UNCOMMITTED
+cdef object _WILL_COMMIT = AllocationMode.WILL_COMMIT
+cdef object _will_commit = "will_commit"
 cdef object _UP = Direction.UP
 cdef object _KIND = MemoryKind
 cdef object _range_class = FileRange
@@ -60,16 +62,18 @@ cdef class Calls:
 
     cdef HotState _hot
     cdef HotReclaimer _hot_reclaimer
-    cdef bint _uncommitted  # the default mode
+    cdef bint _uncommitted, _recycles  # the default mode
     cdef uint64_t _mask  # of the offset in a page
 
     def _attach(self, HotState state not None, HotReclaimer reclaimer not None, mapping, default_mode):
+        state._owner = mapping.owner
         state._reclaimer = reclaimer
         state._mapping = mapping
         state._leases = mapping.leases
         state._base = <char*><uintptr_t>mapping.base
         self._hot_reclaimer = reclaimer
         self._uncommitted = default_mode is _UNCOMMITTED
+        self._recycles = default_mode is _WILL_COMMIT
         self._mask = state.table.page_size - 1
         self._hot = state
 
@@ -81,16 +85,16 @@ cdef class Calls:
         cdef PyObject* made
         cdef uint64_t start = 0, nbytes
         cdef int done
-        if (
-            state is not None
-            and (self._uncommitted if mode is None else mode is _UNCOMMITTED)
-            and direction is _UP
-            and huge is False
-            and fill is None
+        cdef bint recycle
+        if state is not None and direction is _UP and huge is False and fill is None and (
+            (self._uncommitted or self._recycles)
+            if mode is None
+            else (mode is _UNCOMMITTED or mode is _WILL_COMMIT or mode is _will_commit)
         ):
+            recycle = self._recycles if mode is None else mode is not _UNCOMMITTED
             made = _bare_range()
             try:
-                done = self._try_allocate(state, length, kind, owner, &start, &nbytes)
+                done = self._try_allocate(state, length, kind, owner, recycle, &start, &nbytes)
                 if done:
                     _fill_range(state.table, made, start, nbytes)
                     return <object>made
@@ -101,7 +105,14 @@ cdef class Calls:
         )
 
     cdef int _try_allocate(
-        self, HotState state, object length, object kind, object owner, uint64_t* start, uint64_t* nbytes
+        self,
+        HotState state,
+        object length,
+        object kind,
+        object owner,
+        bint recycle,
+        uint64_t* start,
+        uint64_t* nbytes,
     ) except -1:
         cdef PageTable table = state.table
         cdef long long wanted, payer
@@ -125,19 +136,24 @@ cdef class Calls:
         if not state._begin():
             return 0
         try:
-            if not state._may_allocate():
+            if PyDict_Size(state.limits) if recycle else not state._may_allocate():
                 return 0
             table._reserve()
             if table.has_flags and tree_reserve(&table._flags):
                 raise MemoryError
             account = make_account(&table._accounts, kind_id, <uint32_t>payer)
-            done = table._take(<uint64_t>wanted >> table._shift, account, False, False, FREE, start)
+            if recycle:
+                done = _take_present(state, <uint64_t>wanted >> table._shift, account, start)
+            else:
+                done = table._take(<uint64_t>wanted >> table._shift, account, False, False, FREE, start)
             if not done:
                 give_up_account(&table._accounts, account)
         finally:
             state.lock.end()
         nbytes[0] = <uint64_t>wanted
         start[0] <<= table._shift
+        if recycle and done:
+            _count_recycled(state, nbytes[0])
         return done
 
     def incref(self, pages):

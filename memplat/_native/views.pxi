@@ -52,11 +52,13 @@ cdef class HotState:
     cdef public object dropped
     cdef public bint exposed
     cdef public dict limits
+    cdef public object counters
     # What compiled views need after their memory is gone:
     cdef HotReclaimer _reclaimer
     cdef object _mapping
     cdef Leases _leases
     cdef char* _base
+    cdef long _owner  # of the file, if it is shmem; else -1
 
     cdef inline bint _begin(self) except -1:
         """Whether the fast way is open: nobody has the lock, nothing is refused, and nothing was left behind that has to

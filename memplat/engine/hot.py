@@ -7,7 +7,7 @@ a look into a dictionary, so that a call that needs nothing out of the ordinary 
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ class PythonHotState:
     :ivar dropped: ranges of views that died and are still to be unpinned; with True, of references to be dropped
     :ivar exposed: somebody may write to free pages: an unpinned view, an address or the descriptor was handed out
     :ivar limits: what owners may have; guarded by ``lock``
+    :ivar counters: events
     """
 
     table: PageTable
@@ -35,6 +36,7 @@ class PythonHotState:
     dropped: deque[tuple[int, int, bool]]
     exposed: bool
     limits: Limits
+    counters: Counter[str]
 
 
 class PythonHotReclaimer:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +21,6 @@ from memplat.engine.placement import Placement
 from memplat.errors import HostError
 from memplat.linux import memory as host
 from memplat.linux import system
-from memplat.linux.shmem import is_shmem
 from memplat.ranges import GIB, HUGE_PAGE_SIZE, align_down, align_up, format_size
 
 log = logging.getLogger("memplat")
@@ -42,13 +40,13 @@ class Mapping:
     :ivar limit: what ``max_size`` came to; :attr:`length` is more where it may be raised later
     :ivar placement: where the pages are to lie
     :ivar leases: the live views
+    :ivar owner: the user who owns the file, where it is shmem; -1 where it is not
     :ivar notes: what turned out otherwise than asked
     """
 
     __slots__ = (
         "__weakref__",
         "_numbers",
-        "_owner",
         "_unmapped",
         "base",
         "closed",
@@ -56,13 +54,14 @@ class Mapping:
         "length",
         "limit",
         "notes",
+        "owner",
         "placement",
     )
 
-    def __init__(self, max_size: int | None, page_size: int, placement: Placement) -> None:
+    def __init__(self, max_size: int | None, page_size: int, placement: Placement, owner: int) -> None:
         self.leases = make_leases()
         self._numbers = itertools.count()
-        self._owner: int | None = None
+        self.owner = owner
         self.closed = False
         self.placement = placement
         self.notes = placement.notes
@@ -103,8 +102,6 @@ class Mapping:
 
     def map_part(self, fd: int, start: int, end: int) -> None:
         """Map ``[start, end)`` of the file to its place."""
-        if self._owner is None:
-            self._owner = os.fstat(fd).st_uid if is_shmem(fd) else -1
         host.map_shared(self.base + start, end - start, fd, start)
         self.placement.place(self.base + start, end - start)
 
@@ -138,7 +135,7 @@ class Mapping:
 
     def zero_all(self, extents: Sequence[int]) -> None:
         """As :meth:`zero`, for many parts at once."""
-        host.zero_present(self.base, extents, -1 if self._owner is None else self._owner)
+        host.zero_present(self.base, extents, self.owner)
 
     def store(self, start: int, data: memoryview) -> None:
         """Copy *data* to *start*, for files that cannot be written with a system call."""

@@ -48,7 +48,7 @@ from memplat.engine.state import EngineState, host_error
 from memplat.errors import InvalidArgumentError, InvalidRangeError
 from memplat.hookspecs import BackendHooks
 from memplat.linux import extents as flat
-from memplat.linux import system
+from memplat.linux import shmem, system
 from memplat.memory import AddressSpace, Block, Buffer, Fill
 from memplat.ranges import Address, FileRange, align_up
 from memplat.sharing import Handle
@@ -88,7 +88,7 @@ class MemoryFile(Measuring):
         self._modes = MODES if backend.info.decommit_releases else {**MODES, "uncommitted": AllocationMode.RESERVED}
         self._default_mode = self._modes[options.default_mode or backend.info.default_mode]
         try:
-            mapping = Mapping(options.max_size, file.page_size, Placement(file, options))
+            mapping = Mapping(options.max_size, file.page_size, Placement(file, options), shmem.owner(file.fd))
         except BaseException:
             hooks.memplat_close_file(file=file)
             raise

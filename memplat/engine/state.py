@@ -93,7 +93,7 @@ class EngineState(HotState):
         self.peers = False
         self.decommitted: list[FileRange] | None = None
         self.limits: Limits = {}
-        self.counters: Counter[str] = Counter(dict.fromkeys(_COUNTERS, 0))
+        self.counters = Counter(dict.fromkeys(_COUNTERS, 0))
         self.wake: Callable[[], None] = lambda: None
         self.memory: weakref.ref[Memory] | None = None
         self._in_flight: Counter[int] = Counter()

@@ -37,6 +37,11 @@ def is_shmem(fd: int) -> bool:
     return filesystem_magic(fd) == TMPFS_MAGIC
 
 
+def owner(fd: int) -> int:
+    """The user who owns the file, if it is shmem; -1 if it is not. For :func:`memplat.linux.memory.zero_present`."""
+    return os.fstat(fd).st_uid if is_shmem(fd) else -1
+
+
 class Probe(enum.StrEnum):
     """Which interface is asked first. One that the kernel lacks, or that cannot prove its answer, falls to the next."""
 

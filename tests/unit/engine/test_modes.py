@@ -77,6 +77,30 @@ def test_waste_is_recycled_zeroed_and_committed(memory: Memory, observer: Observ
     assert memory.usage().counters["recycled_bytes"] == 16 * PAGE
 
 
+@pytest.mark.parametrize("mode", [None, "will_commit", memplat.AllocationMode.WILL_COMMIT])
+@pytest.mark.parametrize("length", [PAGE, MIB // 4, MIB // 4 + PAGE, 2 * MIB, 3 * MIB])
+@pytest.mark.parametrize("is_touched", [True, False])
+def test_waste_of_any_length_is_recycled_however_the_mode_is_said(
+    open_memory: Opener, length: int, mode: str | None, is_touched: bool
+) -> None:
+    memory = open_memory(default_mode="will_commit")
+    pages = memory.allocate(length, mode="uncommitted", owner=1)
+    if is_touched:
+        write_all(memory, pages)
+    memory.decref(pages)
+    before = memory.usage()
+    again = memory.allocate(length, mode=mode, kind="tmpfs", owner=2)
+    assert again == pages
+    assert is_zero(memory, again)
+    after = memory.update_usage()
+    assert after.committed["tmpfs"] == after.total == length or not is_touched
+    assert after.waste == 0
+    assert {name: after.counters[name] - before.counters[name] for name in ("allocations", "recycled_bytes")} == {
+        "allocations": 1,
+        "recycled_bytes": length,
+    }
+
+
 @pytest.mark.parametrize("mode", ["uncommitted", "reserved"])
 def test_only_callers_that_will_write_get_recycled_waste(memory: Memory, mode: str) -> None:
     pages = memory.allocate(4 * PAGE)
