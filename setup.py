@@ -1,19 +1,20 @@
 """The compiled core, which may be left out: an installation without a compiler works in pure Python."""
 
+from pathlib import Path
+
 from setuptools import Extension, setup
 
-_PARTS = ("accounts", "calls", "lock", "pages", "reclaim", "recycle", "views")
-_ARGS = ["-O3", "-fno-strict-aliasing", "-Wall", "-Wextra"]
+_HERE = Path("memplat/_native")
+_ARGS = ["-O3", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
 setup(
     ext_modules=[
         Extension(
             "memplat._native.core",
-            sources=["memplat/_native/core.pyx", "memplat/_native/tree.c"],
+            sources=["memplat/_native/core.pyx"],
+            # core.pyx includes all of them: the tree is C, but compiled together with what calls it.
             depends=[
-                "memplat/_native/tree.h",
-                "memplat/_native/present.h",
-                *(f"memplat/_native/{part}.pxi" for part in _PARTS),
+                str(path) for path in sorted(_HERE.iterdir()) if path.suffix in (".pxi", ".h") or path.name == "tree.c"
             ],
             extra_compile_args=_ARGS,
             optional=True,

@@ -1,6 +1,10 @@
 # The page table: memplat/engine/pages.py, compiled. What the names mean stands there.
 
-cdef extern from "tree.h":
+cdef extern from *:
+    """
+    #define TREE_API static
+    #include "tree.c"
+    """
     ctypedef struct tree_leaf:
         uint64_t start[65]
         uint64_t counts[64]
