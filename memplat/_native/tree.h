@@ -42,8 +42,7 @@ typedef struct tree_node {
     uint8_t in_chunk;
 } tree_node;
 
-/* Lines of the cache decide what a change of one among millions of runs costs: nodes begin with one, and what a search
- * reads stands together. */
+/* Lines of the cache decide what a change of one among millions of runs costs: what a search reads stands together. */
 typedef struct tree_leaf {
     tree_node head;
     struct tree_leaf *prev, *next;
@@ -51,7 +50,7 @@ typedef struct tree_leaf {
     uint64_t start[TREE_LEAF + 1]; /* start[count] is the end of the last run */
     uint64_t counts[TREE_LEAF];
     uint32_t meta[TREE_LEAF];
-} __attribute__((aligned(64))) tree_leaf;
+} tree_leaf;
 
 struct tree_inner {
     tree_node head;
@@ -59,7 +58,7 @@ struct tree_inner {
     tree_node *child[TREE_FAN];
     uint64_t longest[TREE_CLASSES][TREE_FAN]; /* the longest run of a class below each child, in keys */
     uint64_t room[TREE_CLASSES][TREE_FAN];    /* the most that is left of one from a multiple of unit on; 0 if < unit */
-} __attribute__((aligned(64)));
+};
 
 /* Where nodes of one size come from: the first ones from malloc, a million from huge pages; see tree_pool.h. */
 typedef struct tree_pool {

@@ -27,8 +27,13 @@ typedef struct tree_chunk {
     uint32_t used, fresh;           /* nodes; fresh ones were never used and lie behind all others */
 } __attribute__((aligned(64))) tree_chunk;
 
+/* In a chunk each node begins with a line of the cache. */
+static size_t chunk_step(const tree_pool *pool) {
+    return (pool->size + 63) & ~(size_t)63;
+}
+
 static uint32_t chunk_nodes(const tree_pool *pool) {
-    return (uint32_t)((TREE_CHUNK - sizeof(tree_chunk)) / pool->size);
+    return (uint32_t)((TREE_CHUNK - sizeof(tree_chunk)) / chunk_step(pool));
 }
 
 static void link_chunk(tree_pool *pool, tree_chunk *chunk) {
@@ -73,7 +78,7 @@ static tree_node *new_node(tree_pool *pool) {
     if (!chunk && (pool->singles + 1) * pool->size > TREE_SMALL)
         chunk = new_chunk(pool);
     if (!chunk) {
-        tree_node *node = aligned_alloc(64, pool->size);
+        tree_node *node = malloc(pool->size);
         if (node) {
             node->in_chunk = 0;
             pool->singles++;
@@ -84,7 +89,7 @@ static tree_node *new_node(tree_pool *pool) {
     if (node)
         chunk->free = (tree_node *)node->parent;
     else
-        node = (tree_node *)((char *)(chunk + 1) + (chunk_nodes(pool) - chunk->fresh--) * pool->size);
+        node = (tree_node *)((char *)(chunk + 1) + (chunk_nodes(pool) - chunk->fresh--) * chunk_step(pool));
     node->in_chunk = 1;
     pool->empty_chunks -= !chunk->used++;
     if (!chunk->free && !chunk->fresh)
