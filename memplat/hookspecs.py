@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from memplat.memory import Memory
 
 PROJECT: Final = "memplat"
+#: The plugin that implements every hook that has a default.
+DEFAULTS: Final = "memplat.backends.default"
 
 hookspec: Final = pluggy.HookspecMarker(PROJECT)
 #: Marks a function as the implementation of the hook that it is named after.
@@ -274,3 +276,14 @@ class BackendHooks(Protocol):
     def memplat_memory_opened(self, *, memory: Memory) -> object: ...
     def memplat_memory_closed(self, *, memory: Memory) -> object: ...
     def memplat_reclaimed(self, *, memory: Memory, nbytes: int, seconds: float) -> object: ...
+
+
+def answerer(hooks: BackendHooks, hook: str) -> str:
+    """The name of the plugin that answers a hook first, if nobody wraps it; else empty. A caller that knows what this
+    plugin does may do it himself.
+    """
+    caller = getattr(hooks, hook)
+    found = caller.get_hookimpls() if isinstance(caller, pluggy.HookCaller) else []
+    if not found or any(one.wrapper or one.hookwrapper for one in found):
+        return ""
+    return found[-1].plugin_name

@@ -181,6 +181,8 @@ class BackingFile:
     :ivar address: the host address of offset 0 in the engine's mapping, ``None`` before there is one
     :ivar probe_method: how the last probe found out, in a word; set by the backend, shown in ``Usage.method``
     :ivar state: whatever the backend wants to keep with the file
+    :ivar is_shmem: the backend vouches that the file is shmem, and its probe that of the defaults: what SEEK_DATA or
+        our page tables show is then all there is if it adds up to ``st_blocks``; the engine may find that out by itself
     """
 
     fd: int
@@ -190,6 +192,7 @@ class BackingFile:
     address: int | None = None
     probe_method: str = ""
     state: Any = None
+    is_shmem: bool = False
 
 
 @attrs.frozen

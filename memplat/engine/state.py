@@ -4,6 +4,7 @@ Locks, in the order in which they may be taken:
 
 1. ``Scanner._turn`` (one scan at a time), ``Allocator._growing`` (one growth at a time)
 2. :attr:`EngineState.gate` (nothing is being decommitted): held while a hook decommits, re-entrant
+   (whoever has the lock already may try it, if he does not wait)
 3. :attr:`EngineState.lock`: guards everything that is not marked immutable. Held for moments only: no hook and no
    system call that can take long runs under it. Methods that need it held end in ``_locked``.
 
@@ -33,8 +34,9 @@ from memplat.engine.pages import PageTable
 from memplat.engine.refusals import closed, forked, interrupted, reentrant
 from memplat.engine.stacks import threads_inside
 from memplat.errors import HostError, MemplatError, PluginError
-from memplat.hookspecs import BackendHooks
+from memplat.hookspecs import DEFAULTS, BackendHooks, answerer
 from memplat.linux import extents as flat
+from memplat.linux.files import storage_held
 from memplat.ranges import FileRange, align_up
 from memplat.types import BackingFile, EngineOptions, SelectedBackend, Storage
 
@@ -52,6 +54,7 @@ _COUNTERS: Final = (
     "scans",
     "scan_ns",
 )
+_BLOCK: Final = 512
 #: How often a close that waits for calls of other threads looks whether they are still there, in seconds.
 _GHOSTS_EVERY: Final = 0.05
 #: Beyond so many entries the log of decommits costs more than the scan that it could save.
@@ -73,6 +76,8 @@ class EngineState(HotState):
     :ivar decommitted: what was decommitted since the scanner last looked, ``None`` if too much to tell
     :ivar limits: what owners may have; guarded by ``lock``
     :ivar counters: events
+    :ivar is_plain: what the host spends is ``st_blocks``, the default of ``memplat_storage``, and nobody looks on
+    :ivar may_prove: besides, the file may be probed without the hook; see :attr:`BackingFile.is_shmem`
     :ivar wake: tells the reclaimer that there is waste; replaced by it
     """
 
@@ -96,7 +101,12 @@ class EngineState(HotState):
         self.counters = Counter(dict.fromkeys(_COUNTERS, 0))
         self.wake: Callable[[], None] = lambda: None
         self.memory: weakref.ref[Memory] | None = None
-        self._in_flight: Counter[int] = Counter()
+        self.is_plain = answerer(hooks, "memplat_storage") == DEFAULTS
+        prober = answerer(hooks, "memplat_probe_committed")
+        self.may_prove = (
+            self.is_plain and file.is_shmem and prober in (answerer(hooks, "memplat_create_file"), DEFAULTS)
+        )
+        self._in_flight: dict[int, int] = {}  # by thread; a Counter takes three times as long
         self._finished = threading.Lock()
         self._pid = os.getpid()
         _states[id(self)] = weakref.ref(self)
@@ -154,7 +164,8 @@ class EngineState(HotState):
 
     def enter_locked(self) -> None:
         """Begin a call that lets go of the lock; to be ended with :meth:`leave`."""
-        self._in_flight[threading.get_ident()] += 1
+        me = threading.get_ident()
+        self._in_flight[me] = self._in_flight.get(me, 0) + 1
 
     def in_hook(self) -> bool:
         """Whether this thread is inside of another call on this memory: in a hook, then."""
@@ -171,9 +182,9 @@ class EngineState(HotState):
         """End what :meth:`enter_locked` began. The last one out of a closed memory turns off the light."""
         me = threading.get_ident()
         with self.lock:
-            self._in_flight[me] -= 1
-            if self._in_flight[me] <= 0:  # below zero: the call began before a fork, or was taken for a ghost
-                del self._in_flight[me]
+            left = self._in_flight.pop(me, 0) - 1
+            if left > 0:  # below zero: the call began before a fork, or was taken for a ghost
+                self._in_flight[me] = left
             last = False
             if self.refuse is not None:  # nobody but close waits for the end of a call
                 self.changed.notify_all()
@@ -283,6 +294,8 @@ class EngineState(HotState):
 
     def storage(self) -> Storage:
         """What the host spends on the file."""
+        if self.is_plain:
+            return Storage(storage_held(self.file.fd) if self.may_prove else os.fstat(self.file.fd).st_blocks * _BLOCK)
         storage = self.hooks.memplat_storage(file=self.file)
         if not isinstance(storage, Storage):
             raise self.broken("memplat_storage", f"returned {storage!r}; allowed is a Storage")

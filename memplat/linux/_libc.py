@@ -36,6 +36,10 @@ def function(
 ioctl_released = function(RELEASED, "ioctl", ctypes.c_int, (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p))
 ioctl_held = function(HELD, "ioctl", ctypes.c_int, (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p))
 
+#: open(2) and close(2) of what is made on the fly (/proc), for those who must not be interrupted in between.
+open_held = function(HELD, "open", ctypes.c_int, (ctypes.c_char_p, ctypes.c_int))
+close_held = function(HELD, "close", ctypes.c_int, (ctypes.c_int,))
+
 
 def error(call: str) -> OSError:
     """The :class:`OSError` for the ``errno`` that this thread's last failed call left behind."""

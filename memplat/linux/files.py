@@ -7,6 +7,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import platform
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
@@ -52,6 +53,8 @@ _VECTOR_BYTES: Final = GIB
 _PUNCH_HELD_BYTES: Final = 256 * KIB
 #: A seek over so much data takes about 30 us, for the same trade.
 _SEEK_HELD_BYTES: Final = 4 * MIB
+_ENDLESS: Final = 1 << 63
+_BLOCK: Final = 512
 #: So many times in a row a page may be punched between the two questions about it.
 _MOST_STALLS: Final = 1_000
 #: Counting so much takes about 50 us, at most; a scan may count hundreds of parts.
@@ -68,6 +71,14 @@ _process_madvise = _libc.function(
     "syscall",
     _libc.LONG,
     (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long, ctypes.c_ulong),
+)
+#: Where st_blocks stands in struct stat, in words, on those that are known; C libraries of today export fstat.
+_ST_BLOCKS: Final = 8
+_STATUS: Final = array("Q", bytes(256))
+_fstat_held = (
+    _libc.function(_libc.HELD, "fstat", ctypes.c_int, (ctypes.c_int, ctypes.c_void_p))
+    if platform.machine() in ("x86_64", "aarch64", "riscv64") and hasattr(_libc.HELD, "fstat")
+    else None
 )
 _cachestat_types: Final = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong)
 _cachestat_released = _libc.function(_libc.RELEASED, "syscall", _libc.LONG, _cachestat_types)
@@ -216,26 +227,34 @@ def reopened(fd: int) -> Iterator[int]:
             os.close(own)
 
 
-def seek_extents(fd: int, start: int, end: int) -> array[int]:
+def seek_extents(fd: int, start: int, end: int, at_most: int = _ENDLESS) -> array[int]:
     """The data of a file between *start* and *end*, as extents. lseek(2): "SEEK_DATA Adjust the file offset to the next
     location in the file greater than or equal to offset containing data", SEEK_HOLE likewise; ENXIO beyond the last
     data.
 
     A file system may call data what is a hole (hugetlbfs does), and a hole what was allocated and never written.
 
+    :param at_most: bytes after which there cannot be any more (``st_blocks``): the search stops there
     :raises OSError: EINVAL where the file system knows neither
     """
-    with reopened(fd) as own:
-        return _walk(own, start, end)
+    try:
+        own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        with reopened(fd) as same:
+            return _walk(same, start, end, at_most)
+    try:  # by far the most frequent case: a context manager takes as long as a short walk
+        return _walk(own, start, end, at_most)
+    finally:
+        os.close(own)
 
 
-def _walk(fd: int, start: int, end: int) -> array[int]:
+def _walk(fd: int, start: int, end: int, missing: int) -> array[int]:
     found = array("q")
     append = found.append
     seek: Any = _lseek_released
     position = start
     stalled = 0
-    while position < end:
+    while position < end and missing > 0:
         data = seek(fd, position, os.SEEK_DATA)
         if data < 0:
             if _libc.last_errno() == errno.ENXIO:
@@ -258,8 +277,23 @@ def _walk(fd: int, start: int, end: int) -> array[int]:
         if stalled > _MOST_STALLS or data < position:
             raise OSError(errno.EIO, "lseek does not advance: the descriptor is no file's any more")
         seek = _lseek_held if hole - position <= _SEEK_HELD_BYTES else _lseek_released
+        missing -= hole - data
         position = hole
     return found
+
+
+def storage_held(fd: int) -> int:
+    """The bytes that the host spends on a file of shmem: ``st_blocks`` of fstat(2), 512 bytes each. The GIL is kept, so
+    that no Python thread gets in between two such calls; on a disk that might take too long.
+
+    :raises OSError: EBADF
+    """
+    if _fstat_held is None:
+        return os.fstat(fd).st_blocks * _BLOCK
+    status = _STATUS[:]
+    if _fstat_held(fd, status.buffer_info()[0]):
+        raise _libc.error("fstat")
+    return status[_ST_BLOCKS] * _BLOCK
 
 
 class CacheStat(NamedTuple):

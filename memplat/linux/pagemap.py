@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from array import array
+from collections.abc import Callable
 from typing import Final
 
+from memplat.linux import _libc
 from memplat.linux.extents import empty, moved_pairs
+from memplat.linux.files import storage_held
+
+_PAGEMAP: Final = "/proc/self/pagemap"
 
 # <linux/fs.h>
 _PAGEMAP_SCAN: Final = 0xC0606610
@@ -39,25 +43,41 @@ def pagemap_sum(address: int, start: int, end: int) -> tuple[array[int], int] | 
     :raises OSError: EFAULT and the like, for a mapping that is none
     """
     try:
-        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)  # of this mm: not to be kept over a fork
+        fd = os.open(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)  # of this mm: not to be kept over a fork
     except OSError:
         return None
     try:
-        return _scan(fd, address, start, end)
-    except OSError as reason:
-        if reason.errno in (errno.ENOTTY, errno.EPERM, errno.ENOSYS):
-            return None
-        raise
+        return _scan(fd, address, start, end, _libc.ioctl_released)
     finally:
         os.close(fd)
 
 
-def _scan(fd: int, address: int, start: int, end: int) -> tuple[array[int], int]:
+def pagemap_proof(fd: int, address: int, size: int) -> tuple[array[int], int] | None:
+    """As :func:`pagemap_sum`, of a whole file of shmem, if what is found is proven to be all: it adds up to what the
+    host spends on the file, before and after. The GIL is kept all the time, so that no Python thread touches pages in
+    between.
+
+    :return: ``None``, too, where that is not so
+    """
+    pagemap = _libc.open_held(_PAGEMAP.encode(), os.O_RDONLY | os.O_CLOEXEC)
+    if pagemap < 0:
+        return None
+    try:
+        storage = storage_held(fd)
+        found = _scan(pagemap, address, 0, size, _libc.ioctl_held)
+        return found if found is not None and found[1] == storage == storage_held(fd) else None
+    finally:
+        _libc.close_held(pagemap)
+
+
+def _scan(fd: int, address: int, start: int, end: int, ioctl: Callable[..., int]) -> tuple[array[int], int] | None:
     starts, ends = empty(), empty()
     position, limit = address + start, address + end
     regions = array("q", bytes(_REGION_BYTES * _FIRST_REGIONS))
     while position < limit:
-        walked, count = _scan_once(fd, position, limit, regions)
+        walked, count = _scan_once(fd, position, limit, regions, ioctl)
+        if count < 0:
+            return None
         if not count:
             break
         if ends and ends[-1] == regions[0]:  # only here can two regions touch: within a call the kernel joins them
@@ -73,16 +93,20 @@ def _scan(fd: int, address: int, start: int, end: int) -> tuple[array[int], int]
     return moved_pairs(starts, ends, -address)
 
 
-def _scan_once(fd: int, start: int, end: int, regions: array[int]) -> tuple[int, int]:
-    """One ioctl: the address up to which it walked, and how many regions it stored (struct pm_scan_arg)."""
+def _scan_once(fd: int, start: int, end: int, regions: array[int], ioctl: Callable[..., int]) -> tuple[int, int]:
+    """One ioctl: the address up to which it walked, and how many regions it stored (struct pm_scan_arg); -1 where it is
+    not allowed.
+    """
     argument = array("Q", bytes(8 * _ARGUMENT_WORDS))
     argument[0] = 8 * _ARGUMENT_WORDS
     argument[2], argument[3] = start, end
     argument[5], argument[6] = regions.buffer_info()[0], len(regions) // _REGION_WORDS
     argument[10] = _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED
-    while True:
-        try:
-            count = fcntl.ioctl(fd, _PAGEMAP_SCAN, argument, True)
-        except InterruptedError:
-            continue
-        return argument[4], count
+    where, _ = argument.buffer_info()
+    while (count := ioctl(fd, _PAGEMAP_SCAN, where)) < 0:
+        code = _libc.last_errno()
+        if code in (errno.ENOTTY, errno.EPERM, errno.ENOSYS):
+            return 0, -1
+        if code != errno.EINTR:
+            raise _libc.error("ioctl(PAGEMAP_SCAN)")
+    return argument[4], count

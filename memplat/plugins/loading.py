@@ -21,7 +21,6 @@ from memplat.plugins.discovery import BUILT_IN, ENTRY_POINT_GROUP, PluginRecord,
 from memplat.types import CONTRACT_LEVEL, BackendInfo
 
 _OUR_LEVEL: Final = f"contract level {CONTRACT_LEVEL}"
-_DEFAULTS: Final = "memplat.backends.default"
 _OPEN_POLICY: Final = Policy()
 #: Modules that were checked before: a module stays what it is, and is not checked again for each memory.
 _modules: Final[weakref.WeakKeyDictionary[ModuleType, BackendInfo]] = weakref.WeakKeyDictionary()
@@ -93,7 +92,7 @@ def build_manager(backend: object, extensions: Sequence[object] = ()) -> pluggy.
     """
     manager = _Manager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    for plugin in (importlib.import_module(_DEFAULTS), backend, *extensions):
+    for plugin in (importlib.import_module(hookspecs.DEFAULTS), backend, *extensions):
         try:
             manager.register(plugin)
             manager.check_pending()

@@ -138,7 +138,8 @@ def memplat_create_file(options: MemfdOptions | None) -> BackingFile:
     except BaseException:
         os.close(fd)
         raise
-    return BackingFile(fd=fd, page_size=system.PAGE_SIZE, backend=NAME, state=chosen)
+    is_default = chosen.probe is Probe.AUTO
+    return BackingFile(fd=fd, page_size=system.PAGE_SIZE, backend=NAME, state=chosen, is_shmem=is_default)
 
 
 @hookimpl

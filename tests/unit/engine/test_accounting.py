@@ -69,6 +69,7 @@ def test_every_way_of_charging_equals_a_count_page_by_page(
     monkeypatch: pytest.MonkeyPatch, way: str, seed: int
 ) -> None:
     monkeypatch.setattr(accounting, "_FEW_RUNS", 1 << 20 if way == "few runs" else 0)
+    monkeypatch.setattr(accounting, "_FEW_EDGES", 0)
     monkeypatch.setattr(accounting, "_MANY_RUNS", 0 if way == "one by one" else 1 << 20)
     chance = random.Random(seed)
     size = chance.choice((8, 60, 300))
