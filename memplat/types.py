@@ -165,7 +165,7 @@ class Storage:
     overhead: int = 0
     """File-system metadata in *total*, worked out and not measured as what the sum leaves over."""
     overhead_slack: int = 0
-    """By how much *overhead* may be too little: some file systems' trees cannot be known from outside to the block."""
+    """By how much *overhead* may be too little: trees of some file systems cannot be known from outside to the block."""
     reserved: int = 0
     """Held back for the file, but not yet part of *total* (a hugetlb reservation)."""
 
@@ -179,10 +179,8 @@ class BackingFile:
     :ivar backend: the name of the backend
     :ivar size: the size in bytes as far as the engine has grown it; kept by the engine
     :ivar address: the host address of offset 0 in the engine's mapping, ``None`` before there is one
-    :ivar probe_method: how the last probe found out, in a word; set by the backend, shown in ``Usage.method``
-    :ivar state: whatever the backend wants to keep with the file
-    :ivar is_shmem: the backend vouches that the file is shmem, and its probe that of the defaults: what SEEK_DATA or
-        our page tables show is then all there is if it adds up to ``st_blocks``; the engine may find that out by itself
+    :ivar probe_method: how the last probe found out, in a word, set by the backend; *state*: whatever it wants to keep
+    :ivar is_shmem: it is shmem, and the probe that of the defaults: the engine may do by itself what that would do
     """
 
     fd: int

@@ -248,7 +248,7 @@ def seek_extents(fd: int, start: int, end: int, at_most: int = _ENDLESS) -> arra
         os.close(own)
 
 
-def _walk(fd: int, start: int, end: int, missing: int) -> array[int]:
+def _walk(fd: int, start: int, end: int, missing: int = _ENDLESS) -> array[int]:
     found = array("q")
     append = found.append
     seek: Any = _lseek_released
