@@ -165,7 +165,7 @@ class Storage:
     overhead: int = 0
     """File-system metadata in *total*, worked out and not measured as what the sum leaves over."""
     overhead_slack: int = 0
-    """By how much *overhead* may be too little: trees of some file systems cannot be known from outside to the block."""
+    """By how much *overhead* may be too little: some trees cannot be known from outside to the block."""
     reserved: int = 0
     """Held back for the file, but not yet part of *total* (a hugetlb reservation)."""
 
