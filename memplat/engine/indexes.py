@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
+from memplat.engine.bytetree import ByteTree
 from memplat.engine.fittree import FitTree
 
 
@@ -56,7 +57,7 @@ class Fits:
 
     def __init__(self, alignment: int) -> None:
         self.alignment = alignment
-        self.plain = FitTree()
+        self.plain = ByteTree()
         self.aligned = FitTree()
 
     def place(self, start: int, end: int) -> None:

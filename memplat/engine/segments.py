@@ -13,13 +13,16 @@ This is the reference implementation and the specification; a compiled twin has 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from sortedcontainers import SortedList
 
 from memplat.engine.indexes import Fits, Starts
 
 V = TypeVar("V", bound=Hashable)
+
+#: So many keys can be looked at in the time of one search.
+_NEARBY: Final = 16
 
 
 class SegmentSet(Generic[V]):
@@ -197,12 +200,15 @@ class SegmentSet(Generic[V]):
             del begin[start], run[start]
             self._drop_start(start)
             start = left
+            joined = True
         right = run.get(end)
         if right is not None and right[1] == value:
             begin.pop(end, None)  # a joined run has not set it
             end = self._absorb(end)
+            joined = True
         run[start] = end, value
-        begin[end] = start
+        if joined:
+            begin[end] = start
         index = self._index.get(value)
         if index is not None:
             index.place(start, end)
@@ -239,13 +245,13 @@ class SegmentSet(Generic[V]):
                 del begin[last], begin[start], run[start]
                 self._absorb(last)
                 self._drop_start(start)
+                begin[end] = first
             else:
                 if first >= 0:
                     made.append((first, last))
                 first = start
             last = end
             run[first] = end, value
-            begin[end] = first
             if keys >= limit or len(made) >= max_runs - 1:
                 break
         if first >= 0:
@@ -298,7 +304,11 @@ class SegmentSet(Generic[V]):
             self._gone.add(start)
 
     def _start_of(self, key: int) -> int:
-        """The start of the run around *key*, by search."""
+        """The start of the run around *key*, where none begins. The search wants the starts in order: look nearby first."""
+        run = self._run
+        for start in range(key - 1, max(key - _NEARBY, 0) - 1, -1):
+            if start in run:
+                return start
         if self._fresh or self._gone:
             self._sort()
         return next(self._sorted.irange(maximum=key, reverse=True))

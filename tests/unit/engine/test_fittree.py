@@ -1,19 +1,28 @@
-"""The search tree against a dictionary."""
+"""The search trees against a dictionary."""
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memplat.engine.bytetree import ByteTree
 from memplat.engine.fittree import FitTree
 
-positions = st.one_of(st.integers(0, 40), st.integers(0, 1 << 36))
-weights = st.integers(0, 9)
+Tree = type[FitTree] | type[ByteTree]
+
+positions = st.one_of(st.integers(0, 140), st.integers(0, 1 << 36))
+weights = st.one_of(st.integers(0, 9), st.integers(253, 257))
+
+both = pytest.mark.parametrize("kind", [FitTree, ByteTree])
 
 
-@given(st.lists(st.tuples(positions, weights), max_size=60), positions, st.integers(1, 9))
-def test_the_tree_answers_as_a_dictionary_does(steps: list[tuple[int, int]], somewhere: int, wanted: int) -> None:
-    tree, model = FitTree(), dict[int, int]()
+@both
+@given(steps=st.lists(st.tuples(positions, weights), max_size=60), somewhere=positions, wanted=weights.filter(bool))
+def test_the_tree_answers_as_a_dictionary_does(
+    kind: Tree, steps: list[tuple[int, int]], somewhere: int, wanted: int
+) -> None:
+    tree, model = kind(), dict[int, int]()
     for position, weight in steps:
         tree.set(position, weight)
         model[position] = weight
@@ -27,9 +36,10 @@ def test_the_tree_answers_as_a_dictionary_does(steps: list[tuple[int, int]], som
     assert tree.get(somewhere) == model.get(somewhere, 0)
 
 
-@given(st.dictionaries(positions, st.integers(1, 9), min_size=1), st.data())
-def test_a_move_is_taking_out_and_setting(weighted: dict[int, int], data: st.DataObject) -> None:
-    moved, plain = FitTree(), FitTree()
+@both
+@given(weighted=st.dictionaries(positions, weights.filter(bool), min_size=1), data=st.data())
+def test_a_move_is_taking_out_and_setting(kind: Tree, weighted: dict[int, int], data: st.DataObject) -> None:
+    moved, plain = kind(), kind()
     for position, weight in weighted.items():
         moved.set(position, weight)
         plain.set(position, weight)
@@ -44,8 +54,9 @@ def test_a_move_is_taking_out_and_setting(weighted: dict[int, int], data: st.Dat
     assert all(moved.get(position) == plain.get(position) for position in plain.positions(1))
 
 
-def test_memory_follows_the_number_of_positions_and_not_the_greatest_one() -> None:
-    tree = FitTree()
+@both
+def test_memory_follows_the_number_of_positions_and_not_the_greatest_one(kind: Tree) -> None:
+    tree = kind()
     for position in range(0, 1 << 30, 1 << 20):
         tree.set(position, 1)
     for position in range(0, 1 << 30, 1 << 20):
