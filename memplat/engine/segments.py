@@ -28,11 +28,13 @@ _NEARBY: Final = 16
 class SegmentSet(Generic[V]):
     """Runs of equal values that tile ``[0, size)``."""
 
-    __slots__ = ("_alignment", "_begin", "_fresh", "_gone", "_index", "_run", "_size", "_sorted")
+    __slots__ = ("_alignment", "_fresh", "_gone", "_index", "_last", "_nearby", "_run", "_size", "_sorted")
 
-    def __init__(self, *, indexed: Iterable[V] = (), alignment: int = 1) -> None:
-        self._run: dict[int, tuple[int, V]] = {}  # start -> end, value
-        self._begin: dict[int, int] = {}  # end -> start: finds the left neighbour without a search
+    def __init__(self, *, indexed: Iterable[V] = (), alignment: int = 1, nearby: int = _NEARBY) -> None:
+        # start -> end, value, and where the left neighbour starts (-1: there is none). Among a million runs the time
+        # goes into fetching what was not used for long: so all that belongs to a run is in one place.
+        self._run: dict[int, tuple[int, V, int]] = {}
+        self._last = -1  # where the last run starts
         # The starts in order: needed only for keys inside of runs. What changed since it was last needed waits in two
         # sets; much of it cancels out.
         self._sorted: SortedList[int] = SortedList()
@@ -40,6 +42,7 @@ class SegmentSet(Generic[V]):
         self._gone: set[int] = set()
         self._index: dict[V, Starts | Fits] = {value: Starts() for value in indexed}
         self._alignment = alignment
+        self._nearby = nearby
         self._size = 0
 
     # -- looking ------------------------------------------------------------------------------------------------------
@@ -55,7 +58,8 @@ class SegmentSet(Generic[V]):
     def find(self, key: int) -> tuple[int, int, V]:
         """The run around *key*: start, end, value. Precondition: ``0 <= key < size``."""
         start = key if key in self._run else self._start_of(key)
-        return start, *self._run[start]
+        end, value, _ = self._run[start]
+        return start, end, value
 
     def exact(self, start: int, end: int) -> V | None:
         """The value of the run that is exactly ``[start, end)``, or ``None`` if there is no such run. O(1)."""
@@ -69,7 +73,7 @@ class SegmentSet(Generic[V]):
             return
         first = start if start in self._run else self._start_of(start)
         while True:
-            run_end, value = self._run[first]
+            run_end, value, _ = self._run[first]
             if run_end >= end:
                 yield max(first, start), end, value
                 return
@@ -128,14 +132,13 @@ class SegmentSet(Generic[V]):
     def extend(self, size: int, value: V) -> None:
         """Make the domain larger; the new keys get *value*."""
         start, self._size = self._size, size
-        if start:
-            last = self._begin[start]
-            if self._run[last][1] == value:
-                del self._begin[start]
-                self._place(last, size, value)
-                return
+        last = self._last
+        if last >= 0 and self._run[last][1] == value:
+            self._place(last, size, value, self._run[last][2])
+            return
         self._add_start(start)
-        self._place(start, size, value)
+        self._place(start, size, value, last)
+        self._last = start
 
     def take(self, source: V, length: int, value: V, *, aligned: bool, last: bool) -> int:
         """Give *value* to the *length* keys that :meth:`find_fit` finds; returns where they begin, or -1."""
@@ -148,42 +151,39 @@ class SegmentSet(Generic[V]):
         start = index.plain.first(length)  # by far the most frequent case: the front of the lowest run that fits
         if start < 0:
             return -1
-        run, begin = self._run, self._begin
+        run = self._run
         end = start + length
-        run_end = run[start][0]
+        run_end, _, left = run[start]
         if end == run_end:
             self.assign_run(start, end, source, value)
             return start
         index.cut(start, end, run_end)
         self._add_start(end)
-        run[end] = run_end, source
-        begin[run_end] = end
-        left = begin.get(start, start)
-        if left != start and run[left][1] == value:
-            del begin[start], run[start]
+        first = start
+        if left >= 0 and run[left][1] == value:
+            del run[start]
             self._drop_start(start)
-        else:
-            left = start
-        self._place(left, end, value)
+            first, left = left, run[left][2]
+        self._place(first, end, value, left)
+        run[end] = run_end, source, first
+        self._link(end, run_end)
         return start
 
     def assign(self, start: int, end: int, value: V) -> None:
         """Give every key of ``[start, end)`` the value. Precondition: ``0 <= start < end <= size``."""
         first = start if start in self._run else self._start_of(start)
-        run_end, old = self._run[first]
+        run_end, old, _ = self._run[first]
         if run_end >= end and old == value:
             return
         if first < start:
-            self._split(first, start, run_end, old)
+            self._split(first, start)
         if run_end > end:
-            self._split(start, end, run_end, old)
+            self._split(start, end)
             run_end = end
         joined = run_end < end
         while run_end < end:  # swallow what lies within, whatever its value
-            next_end, next_value = self._run[run_end]
-            if next_end > end:
-                self._split(run_end, end, next_end, next_value)
-            del self._begin[run_end]
+            if self._run[run_end][0] > end:
+                self._split(run_end, end)
             run_end = self._absorb(run_end)
         self.assign_run(start, end, old, value, joined=joined)
 
@@ -191,24 +191,23 @@ class SegmentSet(Generic[V]):
         """As :meth:`assign`, of exactly one run, which has the value *old*. (A *joined* run still has its old end.)"""
         if old == value and not joined:
             return
-        run, begin = self._run, self._begin
+        run = self._run
         index = self._index.get(old)
         if index is not None:
             index.drop(start, end)
-        left = begin.get(start)
-        if left is not None and run[left][1] == value:
-            del begin[start], run[start]
+        left = run[start][2]
+        if left >= 0 and run[left][1] == value:
+            del run[start]
             self._drop_start(start)
-            start = left
+            start, left = left, run[left][2]
             joined = True
         right = run.get(end)
         if right is not None and right[1] == value:
-            begin.pop(end, None)  # a joined run has not set it
             end = self._absorb(end)
             joined = True
-        run[start] = end, value
+        run[start] = end, value, left
         if joined:
-            begin[end] = start
+            self._link(start, end)
         index = self._index.get(value)
         if index is not None:
             index.place(start, end)
@@ -228,30 +227,29 @@ class SegmentSet(Generic[V]):
         is one run of *between* that *may_join*. Returns the runs that were made, and how many keys were *source*'s.
         """
         index = self._index[source]
-        run, begin = self._run, self._begin
+        run = self._run
         made: list[tuple[int, int]] = []
         keys = 0
         first = last = -1
         for start in index.pops() if isinstance(index, Starts) else index.plain.positions(1):
-            end = run[start][0]
+            end, _, left = run[start]
             if keys + end - start > limit:
-                cut = start + limit - keys
-                self._split(start, cut, end, source)
-                end = cut
+                end = start + limit - keys
+                self._split(start, end)
             keys += end - start
             index.drop(start, end)
-            gap = run.get(last)
-            if gap is not None and gap[0] == start and gap[1] == between and may_join(last, start):
-                del begin[last], begin[start], run[start]
-                self._absorb(last)
+            if left == last >= 0 and run[left][1] == between and may_join(last, start):
+                del run[start]
                 self._drop_start(start)
-                begin[end] = first
+                self._absorb(last)
+                run[first] = end, value, run[first][2]
+                self._link(first, end)
             else:
                 if first >= 0:
                     made.append((first, last))
                 first = start
+                run[first] = end, value, left
             last = end
-            run[first] = end, value
             if keys >= limit or len(made) >= max_runs - 1:
                 break
         if first >= 0:
@@ -265,26 +263,35 @@ class SegmentSet(Generic[V]):
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _place(self, start: int, end: int, value: V) -> None:
-        """Set down a run. The caller has seen to the starts."""
-        self._run[start] = end, value
-        self._begin[end] = start
+    def _place(self, start: int, end: int, value: V, left: int) -> None:
+        """Set down a run. The caller has seen to the starts, and to the links."""
+        self._run[start] = end, value, left
         index = self._index.get(value)
         if index is not None:
             index.place(start, end)
 
-    def _split(self, start: int, key: int, end: int, value: V) -> None:
-        """Make *key*, inside of a run, begin a run. Neighbours are equal until the caller has changed one."""
+    def _link(self, start: int, end: int) -> None:
+        """Tell the right neighbour where the run that ends at *end* starts now."""
+        right = self._run.get(end)
+        if right is None:
+            self._last = start
+        else:
+            self._run[end] = right[0], right[1], start
+
+    def _split(self, start: int, key: int) -> None:
+        """Make *key*, inside of the run at *start*, begin a run. Both are equal until the caller has changed one."""
+        end, value, left = self._run[start]
         index = self._index.get(value)
         if index is not None:
             index.drop(start, end)
-        self._place(start, key, value)
+        self._place(start, key, value, left)
         self._add_start(key)
-        self._place(key, end, value)
+        self._place(key, end, value, start)
+        self._link(key, end)
 
     def _absorb(self, start: int) -> int:
-        """Forget the run at *start*, which joins the one before it; returns its end."""
-        end, value = self._run.pop(start)
+        """Forget the run at *start*, which joins the one before it; returns its end. The caller sees to the links."""
+        end, value, _ = self._run.pop(start)
         index = self._index.get(value)
         if index is not None:
             index.drop(start, end)
@@ -304,9 +311,9 @@ class SegmentSet(Generic[V]):
             self._gone.add(start)
 
     def _start_of(self, key: int) -> int:
-        """The start of the run around *key*, where none begins. The search wants the starts in order: look nearby first."""
+        """The start of the run around *key*, where none begins. A search wants all starts in order: look nearby first."""
         run = self._run
-        for start in range(key - 1, max(key - _NEARBY, 0) - 1, -1):
+        for start in range(key - 1, max(key - self._nearby, 0) - 1, -1):
             if start in run:
                 return start
         if self._fresh or self._gone:
@@ -332,18 +339,18 @@ class SegmentSet(Generic[V]):
         assert not self._gone, "starts are left over"
         starts = list(self._sorted)
         assert starts == sorted(self._run), "the sorted starts are not those of the runs"
-        begin = {run[0]: start for start, run in self._run.items()}
-        assert begin == self._begin, "_begin is not the inverse of the ends"
-        edge = 0
+        edge, before = 0, -1
         for start in starts:
-            end, value = self._run[start]
+            end, value, left = self._run[start]
             assert start == edge, f"the runs leave a gap or overlap at {edge}: next is {start}"
             assert end > start, f"an empty run at {start}"
-            assert start == 0 or self._run[self._begin[start]][1] != value, f"not merged at {start}"
-            edge = end
+            assert left == before, f"the left neighbour of {start} starts at {before}, not {left}"
+            assert left < 0 or self._run[left][1] != value, f"not merged at {start}"
+            edge, before = end, start
+        assert self._last == before, f"the last run starts at {before}, not {self._last}"
         assert edge == self._size, f"the runs end at {edge}, the domain at {self._size}"
         for value in self._index:
-            self._check_index(value, {s: e - s for s, (e, v) in self._run.items() if v == value})
+            self._check_index(value, {s: e - s for s, (e, v, _) in self._run.items() if v == value})
 
     def _check_index(self, value: V, expected: dict[int, int]) -> None:
         index = self._index[value]

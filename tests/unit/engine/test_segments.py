@@ -20,10 +20,15 @@ TAKING = "taking"  # the value that sweep gives; no key has it before
 class Tiled(RuleBasedStateMachine):
     """Every operation on both; every observable compared."""
 
-    @initialize(alignment=st.sampled_from((1, 4, 8)), size=st.integers(1, 64), value=st.sampled_from(VALUES))
-    def begin(self, alignment: int, size: int, value: str) -> None:
+    @initialize(
+        alignment=st.sampled_from((1, 4, 8)),
+        nearby=st.sampled_from((0, 3, 16)),
+        size=st.integers(1, 64),
+        value=st.sampled_from(VALUES),
+    )
+    def begin(self, alignment: int, nearby: int, size: int, value: str) -> None:
         self.alignment = alignment
-        self.segments: SegmentSet[str] = SegmentSet(indexed=INDEXED, alignment=alignment)
+        self.segments: SegmentSet[str] = SegmentSet(indexed=INDEXED, alignment=alignment, nearby=nearby)
         self.keys: list[str] = []
         self.extend(size, value)
 
