@@ -1,8 +1,9 @@
 """As :class:`~memplat.engine.fittree.FitTree`, for many positions of small weight: a byte each.
 
 A byte tells weights below :data:`_LONG` exactly, and that a weight is not below it; those are kept in a tree of the
-other kind, too. A node is a ``bytearray`` of :data:`FAN` slots, whose first slot of at least some weight two calls of C
-code find: there is no loop in Python, and no object to fetch for each slot from wherever it is in memory.
+other kind, too, which is brought up to date when it is searched. A node is a ``bytearray`` of :data:`FAN` slots, whose
+first slot of at least some weight two calls of C code find: there is no loop in Python, and no object to fetch for each
+slot from wherever it is in memory.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _ZERO: Final = b"\0"
 class ByteTree:
     """A sparse array of weights that can be searched by least weight from either end."""
 
-    __slots__ = ("_capacity", "_down", "_leaves", "_long", "_upper")
+    __slots__ = ("_capacity", "_down", "_leaves", "_long", "_pending", "_upper")
 
     def __init__(self) -> None:
         # The leaves hold the bytes; in every level, node n covers the positions whose upper digits are n.
@@ -33,6 +34,7 @@ class ByteTree:
         self._upper: list[dict[int, bytearray]] = []
         self._down: tuple[dict[int, bytearray], ...] = (self._leaves,)  # all levels, from the root
         self._long = FitTree()
+        self._pending: dict[int, int] = {}  # what is still to be set there; much of it cancels out
         self._capacity = FAN
 
     def set(self, position: int, weight: int) -> None:
@@ -54,9 +56,9 @@ class ByteTree:
         elif byte < old and old not in node:
             self._fall(node, index, old)
         if byte == _LONG:
-            self._long.set(position, weight)
+            self._pending[position] = weight
         elif old == _LONG:
-            self._long.set(position, 0)
+            self._drop_long(position)
 
     def move(self, old: int, new: int, weight: int) -> None:
         """As ``set(old, 0)`` and ``set(new, weight)``, for ``old < new``; cheaper where the two are neighbours."""
@@ -75,9 +77,22 @@ class ByteTree:
         elif byte < before and before not in node:
             self._fall(node, index, before)
         if before == _LONG:
-            self._long.set(old, 0)
+            self._drop_long(old)
         if byte == _LONG:
-            self._long.set(new, weight)
+            self._pending[new] = weight
+
+    def _drop_long(self, position: int) -> None:
+        if self._long.get(position):
+            self._pending[position] = 0
+        else:
+            del self._pending[position]
+
+    def _long_ones(self) -> FitTree:
+        """The tree of what no byte can tell, up to date. A change, although its callers only look."""
+        for position, weight in self._pending.items():
+            self._long.set(position, weight)
+        self._pending.clear()
+        return self._long
 
     def _rise(self, index: int, byte: int) -> None:
         """A slot of leaf *index* became heavier: so may the slots above it."""
@@ -115,18 +130,18 @@ class ByteTree:
         """The weight of *position*, 0 if it is not there."""
         node = self._leaves.get(position >> _BITS)
         byte = node[position & _MASK] if node is not None else 0
-        return byte if byte < _LONG else self._long.get(position)
+        return byte if byte < _LONG else self._pending.get(position) or self._long.get(position)
 
     def maximum(self) -> int:
         """The greatest weight, 0 if there is none."""
         root = self._down[0].get(0)
         byte = max(root) if root is not None else 0
-        return byte if byte < _LONG else self._long.maximum()
+        return byte if byte < _LONG else self._long_ones().maximum()
 
     def first(self, weight: int) -> int:
         """The lowest position of at least *weight* (> 0), or -1."""
         if weight > _LONG:
-            return self._long.first(weight)
+            return self._long_ones().first(weight)
         enough = _ENOUGH[weight]
         index = 0
         for level in self._down:
@@ -142,7 +157,7 @@ class ByteTree:
     def last(self, weight: int) -> int:
         """The highest position of at least *weight* (> 0), or -1."""
         if weight > _LONG:
-            return self._long.last(weight)
+            return self._long_ones().last(weight)
         enough = _ENOUGH[weight]
         index = 0
         for level in self._down:
@@ -158,7 +173,7 @@ class ByteTree:
     def next(self, position: int, weight: int) -> int:
         """The lowest position of at least *weight* that is not below *position*, or -1."""
         if weight > _LONG:
-            return self._long.next(position, weight)
+            return self._long_ones().next(position, weight)
         enough = _ENOUGH[weight]
         for depth, level in enumerate((self._leaves, *self._upper)):
             node = level.get(position >> _BITS)
@@ -195,7 +210,7 @@ class ByteTree:
             assert slots == {n: max(node) for n, node in below.items()}, "an inner slot is not the maximum below it"
         assert all(max(node) > 0 for level in levels for node in level.values()), "an empty node was kept"
         assert set(levels[-1]) <= {0}, "the root level has more than one node"
-        self._long._check()
+        self._long_ones()._check()
         long = [n << _BITS | i for n, node in self._leaves.items() for i, w in enumerate(node) if w == _LONG]
         assert sorted(long) == list(self._long.positions(1)), "the long ones are not those of the other tree"
         assert all(weight >= _LONG for weight in map(self._long.get, long)), "a short one is among the long ones"

@@ -178,13 +178,12 @@ class PageTable:
         """Move free, whole huge pages from the other pool to this one, enough for *length*. False if there are none."""
         unit = self.huge_unit >> self._shift
         count = -(-(length >> self._shift) // unit) * unit
+        self.torn += 1  # also a search brings indexes up to date
         start = self.segments.find_fit(_FREE[not huge], count, aligned=unit > 1, last=True)
-        if start < 0:
-            return False
-        self.torn += 1
-        self.segments.assign(start, start + count, _FREE[huge])
+        if start >= 0:
+            self.segments.assign(start, start + count, _FREE[huge])
         self.torn -= 1
-        return True
+        return start >= 0
 
     # -- references ---------------------------------------------------------------------------------------------------
 
@@ -499,7 +498,10 @@ class PageTable:
 
     def largest_free(self) -> int:
         """The longest run of free pages, in bytes."""
-        return max(self.segments.longest(_FREE[SMALL]), self.segments.longest(_FREE[HUGE])) << self._shift
+        self.torn += 1  # as in borrow
+        longest = max(self.segments.longest(_FREE[SMALL]), self.segments.longest(_FREE[HUGE]))
+        self.torn -= 1
+        return longest << self._shift
 
     def _check(self) -> None:
         """Assert every invariant. O(n)."""

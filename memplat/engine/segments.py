@@ -28,7 +28,18 @@ _NEARBY: Final = 16
 class SegmentSet(Generic[V]):
     """Runs of equal values that tile ``[0, size)``."""
 
-    __slots__ = ("_alignment", "_fresh", "_gone", "_index", "_last", "_nearby", "_run", "_size", "_sorted")
+    __slots__ = (
+        "_alignment",
+        "_fresh",
+        "_gone",
+        "_index",
+        "_is_sorted",
+        "_last",
+        "_nearby",
+        "_run",
+        "_size",
+        "_sorted",
+    )
 
     def __init__(self, *, indexed: Iterable[V] = (), alignment: int = 1, nearby: int = _NEARBY) -> None:
         # start -> end, value, and where the left neighbour starts (-1: there is none). Among a million runs the time
@@ -38,6 +49,7 @@ class SegmentSet(Generic[V]):
         # The starts in order: needed only for keys inside of runs. What changed since it was last needed waits in two
         # sets; much of it cancels out.
         self._sorted: SortedList[int] = SortedList()
+        self._is_sorted = True
         self._fresh: set[int] = set()
         self._gone: set[int] = set()
         self._index: dict[V, Starts | Fits] = {value: Starts() for value in indexed}
@@ -82,7 +94,7 @@ class SegmentSet(Generic[V]):
 
     def columns(self) -> tuple[list[int], list[V]]:
         """All runs at once: their starts, upwards, and their values. For those who would go through all of them."""
-        if self._fresh or self._gone:
+        if self._fresh or self._gone or not self._is_sorted:
             self._sort()
         starts = list(self._sorted)
         run = self._run
@@ -100,7 +112,7 @@ class SegmentSet(Generic[V]):
     def has(self, value: V) -> bool:
         """Whether any key has this indexed value."""
         index = self._index[value]
-        return bool(index) if isinstance(index, Starts) else index.plain.maximum() > 0
+        return bool(index) if isinstance(index, Starts) else index.plain.first(1) >= 0
 
     def find_fit(self, value: V, length: int, *, aligned: bool, last: bool) -> int:
         """Where *length* keys of an indexed value begin: the lowest place, or the highest. -1 if there is none."""
@@ -143,16 +155,18 @@ class SegmentSet(Generic[V]):
     def take(self, source: V, length: int, value: V, *, aligned: bool, last: bool) -> int:
         """Give *value* to the *length* keys that :meth:`find_fit` finds; returns where they begin, or -1."""
         index = self._index[source]
+        run = self._run
         if aligned or last or not isinstance(index, Fits):
             start = self.find_fit(source, length, aligned=aligned, last=last)
-            if start >= 0:
+            if start >= 0 and (last or start not in run):
                 self.assign(start, start + length, value)
-            return start
-        start = index.plain.first(length)  # by far the most frequent case: the front of the lowest run that fits
+                return start
+            index = self._searchable(source)
+        else:
+            start = index.plain.first(length)
         if start < 0:
             return -1
-        run = self._run
-        end = start + length
+        end = start + length  # by far the most frequent case: the front of the lowest run that fits
         run_end, _, left = run[start]
         if end == run_end:
             self.assign_run(start, end, source, value)
@@ -311,18 +325,22 @@ class SegmentSet(Generic[V]):
             self._gone.add(start)
 
     def _start_of(self, key: int) -> int:
-        """The start of the run around *key*, where none begins. A search wants all starts in order: look nearby first."""
+        """The start of the run around *key*, where none begins. A search wants them in order: so look nearby first."""
         run = self._run
         for start in range(key - 1, max(key - self._nearby, 0) - 1, -1):
             if start in run:
                 return start
-        if self._fresh or self._gone:
+        if self._fresh or self._gone or not self._is_sorted:
             self._sort()
         return next(self._sorted.irange(maximum=key, reverse=True))
 
     def _sort(self) -> None:
-        """Bring the sorted starts up to date: one by one, or all at once if most have changed."""
-        if len(self._fresh) + len(self._gone) > len(self._run) // 4:
+        """Bring the sorted starts up to date: one by one, or all at once if most have changed, or if an exception from
+        outside ended that halfway the last time: those who only look are no change that leaves the table torn.
+        """
+        all_at_once = not self._is_sorted or len(self._fresh) + len(self._gone) > len(self._run) // 4
+        self._is_sorted = False
+        if all_at_once:
             self._sorted = SortedList(self._run)
         else:
             for start in self._gone:
@@ -330,6 +348,7 @@ class SegmentSet(Generic[V]):
             self._sorted.update(self._fresh)
         self._fresh.clear()
         self._gone.clear()
+        self._is_sorted = True
 
     def _check(self) -> None:
         """Assert every invariant. O(n)."""
