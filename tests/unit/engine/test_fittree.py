@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memplat.engine.bytetree import ByteTree
@@ -18,6 +18,7 @@ both = pytest.mark.parametrize("kind", [FitTree, ByteTree])
 
 
 @both
+@settings(deadline=None)
 @given(steps=st.lists(st.tuples(positions, weights), max_size=60), somewhere=positions, wanted=weights.filter(bool))
 def test_the_tree_answers_as_a_dictionary_does(
     kind: Tree, steps: list[tuple[int, int]], somewhere: int, wanted: int
@@ -37,6 +38,7 @@ def test_the_tree_answers_as_a_dictionary_does(
 
 
 @both
+@settings(deadline=None)
 @given(weighted=st.dictionaries(positions, weights.filter(bool), min_size=1), data=st.data())
 def test_a_move_is_taking_out_and_setting(kind: Tree, weighted: dict[int, int], data: st.DataObject) -> None:
     moved, plain = kind(), kind()
