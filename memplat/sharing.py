@@ -1,28 +1,28 @@
 """Pages of a memory in another process: the handle that travels, and the peer's end of a share.
 
-The owner's end stands in ``memplat/engine/leases.py``. A handle is redeemed in one of two ways:
+The owner's end stands in ``memplat/engine/leases.py`` and ``slots.py``. A handle is redeemed in one of three ways:
 
-- by its *token*, which travels in pickles: :func:`attach` connects to the owner's socket (an abstract address of this
-  network namespace, unix(7)) and shows the token. The connection stays open: it is the *lease*.
+- by its *slot*, which travels in pickles: :mod:`memplat.peers` claims it, without asking anybody.
+- by its *token*, where it has no slot or claims are not to be had: :func:`attach` connects to the owner's socket (an
+  abstract address of this network namespace, unix(7)) and shows it. The connection stays open: it is the *lease*.
 - by a *ticket*, which travels as a descriptor (:meth:`Handle.fileno`, ``socket.send_fds``): a socket in which one
   message waits, with the descriptor of the backing file and a lease. Only one reader can get it.
 
-The owner holds a reference for as long as the other end of the lease is open anywhere, and the kernel closes it when
-the peer dies, whatever killed it.
+The owner holds a reference for as long as the other end of the lease is open anywhere, or the lock of the slot is
+held, and the kernel ends both when the peer dies, whatever killed it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 import struct
-from array import array
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Protocol
 
+from memplat import peers, wire
 from memplat.errors import HandleError, HandleExpiredError, HandleUsedError, HostError, InvalidArgumentError
 from memplat.linux import exporter
 from memplat.linux import memory as host
@@ -36,12 +36,12 @@ WRITABLE: Final = 1
 CORE_DUMP: Final = 2
 #: What the owner answers to a token that it does not honour.
 USED: Final = b"used"
-UNKNOWN: Final = b"unknown"
+UNKNOWN: Final = wire.UNKNOWN
 #: The peer has what it needs: said over the lease of a ticket, so that an expired one is noticed.
 ATTACHED: Final = b"A"
 
-TOKEN_BYTES: Final = 16
-_ANSWER_SECONDS: Final = 30.0
+#: The memory's key, the slot in its claims table (-1: none), the number of the share.
+TOKEN: Final = struct.Struct(f"<{wire.KEY_BYTES}sqQ")
 _MOST_FD: Final = (1 << 31) - 1  # a C int
 
 
@@ -143,38 +143,55 @@ class Handle:
         if self._used:
             raise HandleUsedError(f"{self!r} was attached before; share the pages again")
         try:
-            packet, fd, lease = self._redeem_ticket() if self._fd >= 0 else self._redeem_token()
+            if self._fd >= 0:
+                view = _map(*self._redeem_ticket())
+            else:
+                key, slot, number, pages = self._read_token()
+                found = peers.claim(self._address, key, slot, number, pages)
+                view = _map(*self._redeem_token()) if found is None else found
+        except HandleError as error:
+            if self._fd < 0:
+                error.args = (f"{self!r}: {error}",)
+            raise
+        except (ConnectionError, TimeoutError) as error:
+            raise HandleExpiredError(
+                f"{self!r}: the process that shared the pages does not answer ({error}): it is gone, or belongs to "
+                "another user or network namespace; for those, send the handle's descriptor"
+            ) from error
+        except HostError:
+            raise
         except OSError as error:
             raise HostError(error.errno, f"attaching {self!r}: {error.strerror or error}") from error
         self._used = True
-        return _map(packet, fd, lease)
+        return view
+
+    def _read_token(self) -> tuple[bytes, int, int, tuple[int, int]]:
+        """The memory's key, slot and number of the share, first and last byte but one."""
+        try:
+            key, slot, number = TOKEN.unpack(self._token)
+            start, end = self.pages or (0, 0)
+            if type(self._address) is bytes and type(start) is type(end) is int and 0 <= start < end:
+                return key, slot, number, (start, end)
+        except (TypeError, ValueError, struct.error):
+            pass
+        raise InvalidArgumentError(f"{self!r} is no handle that Memory.share() has made")
 
     def _redeem_token(self) -> tuple[bytes, int, int]:
         """The owner's message, the descriptor of the file, and the lease."""
         with contextlib.ExitStack() as undo:
             connection = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-            try:
-                connection.connect(self._address)
-                connection.settimeout(_ANSWER_SECONDS)
-                connection.send(self._token)
-                packet, fds = _receive(connection, 1, 0)
-            except (ConnectionError, TimeoutError) as error:
-                raise HandleExpiredError(
-                    f"{self!r}: the process that shared the pages does not answer ({error}): it is gone, or belongs to "
-                    "another user or network namespace; for those, send the handle's descriptor"
-                ) from error
+            connection.connect(self._address)
+            connection.settimeout(wire.ANSWER_SECONDS)
+            connection.send(self._token)
+            packet, fds = wire.receive(connection, MESSAGE.size, 1)
             for fd in fds:
                 undo.callback(os.close, fd)
             if packet == USED:
-                raise HandleUsedError(f"{self!r} was attached before; share the pages again")
+                raise HandleUsedError("it was attached before; share the pages again")
             if not packet:
-                raise HandleExpiredError(
-                    f"{self!r}: the process that shared the pages has ended, or can serve no more peers"
-                )
+                raise HandleExpiredError("the process that shared the pages has ended, or can serve no more peers")
             if not _is_genuine(packet, fds, 1):
-                raise HandleExpiredError(
-                    f"{self!r} has expired, was revoked, or was attached and let go; share the pages again"
-                )
+                raise HandleExpiredError("it has expired, was revoked, or was attached and let go; share them again")
             undo.pop_all()
             connection.settimeout(None)
             return packet, fds[0], connection.detach()
@@ -191,7 +208,7 @@ class Handle:
             if ticket.family != socket.AF_UNIX:
                 raise InvalidArgumentError(f"descriptor {fd} is no handle: it is no socket of memplat")
             try:
-                packet, fds = _receive(ticket, 2, socket.MSG_DONTWAIT)
+                packet, fds = wire.receive(ticket, MESSAGE.size, 2, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 raise InvalidArgumentError(f"descriptor {fd} is no handle: no message waits in it") from None
             for received in fds:
@@ -217,14 +234,17 @@ class Handle:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         if self._fd >= 0:
             raise HandleError("this handle is a descriptor by now: send that, with socket.send_fds")
-        return Handle, (self._address, self._token, self.pages, self.writable)
+        if self.pages is None:
+            raise HandleError("this handle was a descriptor: it can be attached here only")
+        return _restore, (self._address, self._token, *self.pages, self.writable)
 
     def close(self) -> None:
         """Close this process's copy of the descriptor, once it was sent; idempotent. While any copy is open, the share
         can still be attached.
         """
-        fd, self._fd = self._fd, -1
+        fd = getattr(self, "_fd", -1)  # not there, if nothing was made of what __new__ gave
         if fd >= 0:
+            self._fd = -1
             os.close(fd)
 
     __del__ = close
@@ -249,19 +269,9 @@ def attach(handle: Handle) -> memoryview:
     return handle.attach()
 
 
-def _receive(connection: socket.socket, count: int, flags: int) -> tuple[bytes, list[int]]:
-    """A message and its descriptors, all of them."""
-    fds = array("i")  # socket.recv_fds ignores its flags
-    room = socket.CMSG_LEN(count * fds.itemsize)
-    packet, messages, answer, _ = connection.recvmsg(MESSAGE.size, room, socket.MSG_CMSG_CLOEXEC | flags)
-    for level, kind, data in messages:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    if answer & socket.MSG_CTRUNC:
-        for fd in fds:
-            os.close(fd)
-        raise OSError(errno.EMFILE, "no descriptors are left in this process (ulimit -n)")
-    return packet, list(fds)
+def _restore(address: bytes, token: bytes, start: int, end: int, writable: bool) -> Handle:
+    """A handle out of its pickle: plain values are what pickles quickest."""
+    return Handle(address, token, FileRange(start, end), writable)
 
 
 def _is_genuine(packet: bytes, fds: list[int], wanted: int) -> bool:

@@ -375,9 +375,8 @@ class MemoryFile(Measuring):
     ) -> Handle:
         """See :meth:`Memory.share`."""
         seconds = check_timeout(expires, "expires")
-        with self._state.locked() as table:
-            shared = self._pages(pages)
-            table.incref(*shared)
+        self.incref(pages)
+        shared = pages if type(pages) is FileRange else self._range_of(pages)
         try:
             return self._shares.share(self, shared, writable=bool(writable), trusted=bool(trusted), expires=seconds)
         except BaseException:

@@ -2,47 +2,89 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import socket
 import time
-from typing import TYPE_CHECKING
+import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
 
-from memplat.engine.leases import Share, running, service
+from memplat import peers, wire
+from memplat.engine.leases import Owner, Share
 from memplat.engine.refusals import closed
+from memplat.engine.service import Service, service
+from memplat.engine.slots import Slots
 from memplat.engine.state import EngineState, host_error
 from memplat.errors import InvalidArgumentError, MemplatError, UnsealedFileError
 from memplat.linux import files
 from memplat.ranges import FileRange
-from memplat.sharing import CORE_DUMP, MARK, MESSAGE, WRITABLE, Handle
+from memplat.sharing import CORE_DUMP, MARK, MESSAGE, TOKEN, WRITABLE, Handle
 from memplat.types import Capability
 
 if TYPE_CHECKING:
     from memplat.memory import Memory
 
 log = logging.getLogger("memplat")
+_NONE: Final[list[Share]] = []
 
 
 class Shares:
-    """All shares of one memory."""
+    """All shares of one memory; see :class:`~memplat.engine.leases.Owner`."""
 
     def __init__(self, state: EngineState) -> None:
         self._state = state
         self._descriptors: dict[bool, int] = {}
-        self._living: set[Share] = set()
+        self._keys: dict[bool, bytes] = {}
+        self._service: Service | None = None
+        self._weak: weakref.ref[Owner] = weakref.ref(self)
         self._closed = False
+        self._trust_needed = False
+        self.slots: Slots | None = None
+        self.living: dict[int, Share] = {}
+        self.guests: set[socket.socket] = set()
 
     def share(self, memory: Memory, pages: FileRange, *, writable: bool, trusted: bool, expires: float) -> Handle:
         """See :meth:`memplat.memory.Memory.share`. *pages* carry the reference already."""
-        self._check_backend(memory, writable, trusted)
-        waiting = service()
+        if writable not in self._keys or (writable and self._trust_needed and not trusted):
+            self._prepare(memory, writable, trusted)
+        waiting = self._service
+        assert waiting is not None
+        over: list[Share] = _NONE
         with waiting.lock:  # close() takes it before it closes the file
             if self._closed:
                 raise closed()
+            number = next(waiting.numbers)
+            share = Share(waiting, self._weak, number, pages, writable)
+            slots = self.slots
+            if slots is not None:
+                over = slots.collect()
+                share.slot = slots.offer(share, number)
+            self.living[number] = share
+            waiting.at(time.monotonic() + expires, share)
+        if over:
+            self.ended(over)
+        return Handle(waiting.address, TOKEN.pack(self._keys[writable], share.slot, number), pages, writable, share)
+
+    def _prepare(self, memory: Memory, writable: bool, trusted: bool) -> None:
+        """The first share for reading, or for writing: what peers are to get."""
+        self._check_backend(memory, writable, trusted)
+        waiting = service()
+        with waiting.lock:
+            if self._closed:
+                raise closed()
+            self._service = waiting
             self._open_descriptor(writable)
-            share = Share(self, pages, writable)
-            self._living.add(share)
-            address = waiting.offer(share, time.monotonic() + expires)
-        return Handle(address, share.token, pages, writable, share)
+            if self.slots is None:
+                try:
+                    self.slots = Slots()
+                except OSError as error:  # no memfd, no /proc: peers have to ask for each share
+                    log.info("memplat: shares cannot be claimed: %s", error)
+            if writable not in self._keys:
+                key = os.urandom(wire.KEY_BYTES)
+                waiting.memories[key] = self._weak, writable
+                self._keys[writable] = key
 
     def _check_backend(self, memory: Memory, writable: bool, trusted: bool) -> None:
         info = self._state.backend.info
@@ -50,7 +92,8 @@ class Shares:
             raise InvalidArgumentError(f"backend {info.name!r} cannot share pages with another process")
         if writable:
             fd = memory.fileno()  # from now on, somebody else may write to any page, and punch it
-            if not trusted and not _is_sealed(fd):
+            self._trust_needed = not _is_sealed(fd)
+            if self._trust_needed and not trusted:
                 raise UnsealedFileError(
                     f"whoever can write to the file of backend {info.name!r} can also truncate it, and stop this "
                     "process with SIGBUS; use a backend that seals its file, or say trusted=True"
@@ -74,38 +117,70 @@ class Shares:
         flags = WRITABLE * share.writable | CORE_DUMP * self._state.options.core_dump
         return MESSAGE.pack(MARK, *share.pages, flags), self._descriptors[share.writable]
 
-    def ended(self, share: Share) -> None:
-        """Drop the reference of a share that has ended."""
-        self._living.discard(share)
+    def welcome(self, writable: bool) -> tuple[bytes, int]:
+        """See :meth:`memplat.engine.leases.Owner.welcome`. Under the service's lock."""
+        flags = wire.WRITABLE * writable | wire.CORE_DUMP * self._state.options.core_dump
+        return wire.WELCOME.pack(wire.MARK, flags), self._descriptors[writable]
+
+    def ended(self, shares: Iterable[Share]) -> None:
+        """See :meth:`memplat.engine.leases.Owner.ended`."""
         memory = self._state.memory() if self._state.memory is not None else None
-        if memory is None:
-            return
-        try:
-            memory.decref(share.pages)
-        except MemplatError:
-            if self._state.refuse is None:
-                log.exception("memplat: the reference of a share was not there any more")
+        for share in shares:
+            if self.living.pop(share.number, None) is not None:  # atomic
+                try:
+                    if memory is not None:
+                        memory.decref(share.pages)
+                except MemplatError:
+                    if self._state.refuse is None:
+                        log.exception("memplat: the reference of a share was not there any more")
+                share.has_ended()
+
+    def give_up(self, share: Share) -> None:
+        """See :meth:`memplat.engine.leases.Owner.give_up`."""
+        if self._service is not None:
+            with self._service.lock:
+                if self.slots is not None:
+                    self.slots.give_up(share)
 
     def close(self) -> None:
         """End all shares, before the memory closes. What peers have attached stays valid, as views do."""
-        waiting = running()
-        if waiting is None or (not self._living and not self._descriptors):
+        waiting = self._service
+        if waiting is None or waiting.is_parents:
             return
         with waiting.lock:
             self._closed = True
-            living = list(self._living)
-            for share in living:
-                waiting.forget(share)
-            self._close_descriptors()
-        for share in living:
-            share.end()
+            living = list(self.living.values())
+            self._let_peers_go(waiting)
+        self.ended(living)
+        for key in self._keys.values():
+            peers.forget(key)  # our own end of it, if we have attached what we have shared
+
+    def _let_peers_go(self, waiting: Service) -> None:
+        """They notice that we hang up, and give the file back when they do not look at it any more."""
+        for key in self._keys.values():
+            waiting.memories.pop(key, None)
+        slots, self.slots = self.slots, None
+        if slots is not None:
+            slots.close()
+        for guest in self.guests:
+            with contextlib.suppress(OSError):
+                guest.shutdown(socket.SHUT_RDWR)
+        self._close_descriptors()
 
     def _close_descriptors(self) -> None:
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
     def __del__(self) -> None:
-        self._close_descriptors()
+        """The memory was dropped without close, or is the parent's."""
+        waiting = self._service
+        if waiting is not None and not self._closed:
+            if waiting.is_parents:
+                if self.slots is not None:
+                    self.slots.abandon()
+                self._close_descriptors()
+            else:
+                self._let_peers_go(waiting)
 
 
 def _is_sealed(fd: int) -> bool:

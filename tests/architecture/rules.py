@@ -25,6 +25,8 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
         "_native",
         "memory",
         "sharing",
+        "peers",
+        "claims windows wire",
         "types",
         "ranges",
         "_core",

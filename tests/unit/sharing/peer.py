@@ -15,7 +15,9 @@ from typing import NoReturn
 
 import memplat
 import memplat.linux.exporter
+import memplat.peers
 import memplat.sharing as peer_side
+from memplat.claims import Claims
 
 connection = socket.socket(fileno=int(sys.argv[1]))
 place = sys.argv[2]
@@ -33,9 +35,25 @@ def next_handle() -> memplat.Handle:
     return memplat.Handle.from_fd(fds[0]) if fds else pickle.loads(data)
 
 
-def stop_at(name: str) -> None:
+def stop_at(name: str, whose: object = peer_side) -> None:
     """Stop where the peer's side of a share calls *name*."""
-    setattr(peer_side, name, here)
+    setattr(whose, name, here)
+
+
+def ask_the_owner() -> None:
+    """As where claims are not to be had."""
+    setattr(memplat.peers, "claim", lambda *_: None)  # noqa: B010 -- for mypy
+
+
+def stop_after(name: str) -> None:
+    """Stop when a method of the claims table has done its work."""
+    method = getattr(Claims, name)
+
+    def work_and_stop(*arguments: object, **named: object) -> None:
+        method(*arguments, **named)
+        here()
+
+    setattr(Claims, name, work_and_stop)
 
 
 def main() -> None:
@@ -48,11 +66,26 @@ def main() -> None:
             stop_at("_is_genuine")
             memplat.attach(handle)
         case "answer to the token not mapped yet" | "descriptor taken, not mapped yet":
+            ask_the_owner()
             stop_at("_map")
             memplat.attach(handle)
-        case "mapped, no view yet":
+        case "asked for, and not touched":
+            ask_the_owner()
+            kept.append(memplat.attach(handle))
+        case "asked for, no view yet":
+            ask_the_owner()
             setattr(memplat.linux.exporter, "export", here)  # noqa: B010 -- for mypy
             memplat.attach(handle)
+        case "claimed, not mapped yet":
+            stop_at("Window", memplat.peers)
+            memplat.attach(handle)
+        case "mapped, no view yet":
+            stop_at("export", memplat.peers)
+            memplat.attach(handle)
+        case "about to be let go":
+            view = memplat.attach(handle)
+            stop_at("unlock", Claims)
+            del view
         case "view not touched":
             kept.append(memplat.attach(handle))
         case "in the middle of stores":
@@ -77,6 +110,23 @@ def main() -> None:
         case "a child has them, too":
             kept.append(memplat.attach(handle))
             if not os.fork():
+                here()
+            while True:
+                signal.pause()
+        case "a child let it go, and goes on":
+            view = memplat.attach(handle)
+            if not os.fork():
+                del view
+                here()
+            while True:
+                signal.pause()
+        case "a child attaches another one":
+            first = memplat.attach(handle)
+            kept.append(first)
+            if not os.fork():
+                del first
+                kept.clear()
+                kept.append(memplat.attach(next_handle()))
                 here()
             while True:
                 signal.pause()

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,13 +28,20 @@ PLACES = [
     ("message read, word not given", [TICKET]),
     ("descriptor taken, not mapped yet", [TICKET]),
     ("answer to the token not mapped yet", [TOKEN]),
+    ("asked for, no view yet", [TOKEN]),
+    ("asked for, and not touched", [TOKEN]),
+    ("claimed, not mapped yet", [TOKEN]),
     ("mapped, no view yet", [TOKEN]),
+    ("about to be let go", [TOKEN]),
     ("view not touched", [TICKET]),
     ("view not touched", [TOKEN]),
     ("in the middle of stores", [TOKEN]),
     ("only a slice of a cast is left", [TICKET]),
+    ("only a slice of a cast is left", [TOKEN]),
     ("two shares of the same pages", [TICKET, TOKEN]),
+    ("two shares of the same pages", [TOKEN, TOKEN]),
     ("one of two views dropped", [TOKEN, TICKET]),
+    ("one of two views dropped", [TOKEN, TOKEN]),
     ("a child that has ended had them, too", [TOKEN]),
 ]
 
@@ -106,6 +114,40 @@ def test_a_child_that_was_forked_off_a_peer_keeps_the_pages_too(memory: Memory) 
     memory.decref(pages)
 
 
+def test_a_child_that_lets_go_first_leaves_the_parent_what_it_has(memory: Memory) -> None:
+    pages = memory.allocate(LENGTH)
+    with peer("a child let it go, and goes on") as (process, connection):
+        handle = memory.share(pages)
+        send(connection, handle, TOKEN)
+        child = int(connection.recv(32).split()[1])
+        assert not handle.wait(0)
+        assert memory.inspect(pages.start).refs == 2
+        process.kill()
+        process.wait()
+        assert handle.wait(20)  # the child is still there
+        os.kill(child, signal.SIGKILL)
+    assert memory.inspect(pages.start).refs == 1
+    memory.decref(pages)
+
+
+def test_what_a_child_attaches_is_not_its_parents(memory: Memory) -> None:
+    pages = memory.allocate(LENGTH)
+    with peer("a child attaches another one") as (process, connection):
+        first, second = memory.share(pages), memory.share(pages)
+        send(connection, first, TOKEN)
+        send(connection, second, TOKEN)
+        child = int(connection.recv(32).split()[1])
+        process.kill()
+        process.wait()
+        assert first.wait(20)
+        assert not second.wait(0)
+        assert memory.inspect(pages.start).refs == 2
+        os.kill(child, signal.SIGKILL)
+        assert second.wait(20)
+    assert memory.inspect(pages.start).refs == 1
+    memory.decref(pages)
+
+
 def test_a_peer_that_closes_its_end_by_hand_has_detached(memory: Memory) -> None:
     pages = memory.allocate(LENGTH)
     with peer("mapping, with the file descriptor closed by hand") as (_, connection):
@@ -130,3 +172,38 @@ def test_what_a_live_peer_looks_at_is_not_recycled(memory: Memory) -> None:
         assert memory.allocate(LENGTH, mode="committed") == pages
         for other in [*others, pages]:
             memory.decref(other)
+
+
+def test_forks_amid_threads_that_attach_leave_no_reference_behind(memory: Memory) -> None:
+    pages = memory.allocate(LENGTH)
+    handles: list[memplat.Handle] = []
+    going = [True]
+
+    def work() -> None:
+        while going:
+            handle = memory.share(pages)
+            view = memplat.attach(handle)
+            handles.append(handle)
+            del view
+
+    kept = memplat.attach(memory.share(pages))
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    children = []
+    for _ in range(15):
+        child = os.fork()
+        if not child:
+            os._exit(len(kept) != LENGTH)
+        children.append(child)
+    going.clear()
+    for thread in threads:
+        thread.join()
+    assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+    del kept
+    assert all(handle.wait(20) for handle in handles)
+    last = memory.share(pages)
+    memplat.attach(last).release()
+    assert last.wait(20)
+    assert memory.inspect(pages.start).refs == 1
+    memory.decref(pages)
