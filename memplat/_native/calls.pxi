@@ -10,8 +10,8 @@ from libc.stdint cimport uintptr_t
 from memplat.types import AllocationMode, Direction
 
 cdef extern from "Python.h":
-    bint PyLong_CheckExact(PyObject*)
-    long long PyLong_AsLongLongAndOverflow(PyObject*, int* overflow) except? -1
+    Py_ssize_t PyTuple_GET_SIZE(object)
+    PyObject* PyTuple_GET_ITEM(object, Py_ssize_t)  # borrowed
 
 cdef object _UNCOMMITTED = AllocationMode.UNCOMMITTED
 cdef object _WILL_COMMIT = AllocationMode.WILL_COMMIT
@@ -22,6 +22,7 @@ cdef object _range_class = FileRange
 cdef object _anonymous = "anonymous"
 #: The kinds that can be allocated, each with its number in every page table.
 cdef dict _allowed_kinds = {str(kind): number for number, kind in enumerate(MemoryKind) if kind is not MemoryKind.MAPPED}
+cdef uint32_t _anonymous_id = _allowed_kinds[_anonymous]
 cdef object _allocate, _incref, _decref, _view
 
 
@@ -34,27 +35,13 @@ def install(memory_file):
     _view = memory_file.view
 
 
-cdef inline bint _read_range(object pages, uint64_t size, uint64_t mask, uint64_t* start, uint64_t* end) except -1:
+cdef inline bint _read_range(object pages, uint64_t size, uint64_t mask, uint64_t* start, uint64_t* end) noexcept:
     """The ends of a FileRange within the file, whose bits in the mask are not set. False if it is not that."""
-    cdef int overflow = 0
-    cdef long long first, last
-    cdef PyObject* item
-    cdef PyObject* other
-    if type(pages) is not _range_class or PyTuple_GET_SIZE(<PyObject*>pages) != 2:
+    if type(pages) is not _range_class or PyTuple_GET_SIZE(pages) != 2:
         return False
-    item = PyTuple_GET_ITEM(<PyObject*>pages, 0)
-    other = PyTuple_GET_ITEM(<PyObject*>pages, 1)
-    if not PyLong_CheckExact(item) or not PyLong_CheckExact(other):
+    if not read_int(PyTuple_GET_ITEM(pages, 0), start) or not read_int(PyTuple_GET_ITEM(pages, 1), end):
         return False
-    first = PyLong_AsLongLongAndOverflow(item, &overflow)
-    if overflow:
-        return False
-    last = PyLong_AsLongLongAndOverflow(other, &overflow)
-    if overflow or first < 0 or first >= last or <uint64_t>last > size or (<uint64_t>first | <uint64_t>last) & mask:
-        return False
-    start[0] = <uint64_t>first
-    end[0] = <uint64_t>last
-    return True
+    return start[0] < end[0] <= size and not (start[0] | end[0]) & mask
 
 
 cdef class Calls:
@@ -82,9 +69,7 @@ cdef class Calls:
     ):
         """See :meth:`Memory.allocate`."""
         cdef HotState state = self._hot
-        cdef PyObject* made
         cdef uint64_t start = 0, nbytes
-        cdef int done
         cdef bint recycle
         if state is not None and direction is _UP and huge is False and fill is None and (
             (self._uncommitted or self._recycles)
@@ -92,14 +77,8 @@ cdef class Calls:
             else (mode is _UNCOMMITTED or mode is _WILL_COMMIT or mode is _will_commit)
         ):
             recycle = self._recycles if mode is None else mode is not _UNCOMMITTED
-            made = _bare_range()
-            try:
-                done = self._try_allocate(state, length, kind, owner, recycle, &start, &nbytes)
-                if done:
-                    _fill_range(state.table, made, start, nbytes)
-                    return <object>made
-            finally:
-                Py_DECREF(made)
+            if self._try_allocate(state, length, kind, owner, recycle, &start, &nbytes):
+                return _hand_out(state.table, start, nbytes)
         return _allocate(
             self, length, kind=kind, owner=owner, mode=mode, direction=direction, huge=huge, fill=fill
         )
@@ -115,24 +94,21 @@ cdef class Calls:
         uint64_t* nbytes,
     ) except -1:
         cdef PageTable table = state.table
-        cdef long long wanted, payer
-        cdef int overflow = 0, done = 0
+        cdef uint64_t wanted, payer
+        cdef int done = 0
         cdef PyObject* number
-        cdef uint32_t account, kind_id
-        if not PyLong_CheckExact(<PyObject*>length) or not PyLong_CheckExact(<PyObject*>owner):
+        cdef uint32_t account, kind_id = _anonymous_id
+        if not read_int(<PyObject*>length, &wanted) or not wanted or wanted & self._mask:
             return 0
-        wanted = PyLong_AsLongLongAndOverflow(<PyObject*>length, &overflow)
-        if overflow or wanted <= 0 or <uint64_t>wanted & self._mask:
+        if not read_int(<PyObject*>owner, &payer) or payer > 0xFFFFFFFF:
             return 0
-        payer = PyLong_AsLongLongAndOverflow(<PyObject*>owner, &overflow)
-        if overflow or payer < 0 or payer > 0xFFFFFFFF:
-            return 0
-        if type(kind) is not str and type(kind) is not _KIND:
-            return 0
-        number = PyDict_GetItemWithError(_allowed_kinds, kind)
-        if number == NULL:
-            return 0
-        kind_id = <uint32_t>PyLong_AsLongLongAndOverflow(number, &overflow)
+        if kind is not _anonymous:
+            if type(kind) is not str and type(kind) is not _KIND:
+                return 0
+            number = PyDict_GetItemWithError(_allowed_kinds, kind)
+            if number == NULL:
+                return 0
+            kind_id = <uint32_t><object>number
         if not state._begin():
             return 0
         try:
@@ -143,14 +119,14 @@ cdef class Calls:
                 raise MemoryError
             account = make_account(&table._accounts, kind_id, <uint32_t>payer)
             if recycle:
-                done = _take_present(state, <uint64_t>wanted >> table._shift, account, start)
+                done = _take_present(state, wanted >> table._shift, account, start)
             else:
-                done = table._take(<uint64_t>wanted >> table._shift, account, False, False, FREE, start)
+                done = table._take(wanted >> table._shift, account, False, False, FREE, start)
             if not done:
                 give_up_account(&table._accounts, account)
         finally:
             state.lock.end()
-        nbytes[0] = <uint64_t>wanted
+        nbytes[0] = wanted
         start[0] <<= table._shift
         if recycle and done:
             _count_recycled(state, nbytes[0])
@@ -231,13 +207,3 @@ cdef class Calls:
         memplat_add(state._leases._count, 1)
         exporter._state = state
         return exporter
-
-
-cdef int _fill_range(PageTable table, PyObject* made, uint64_t start, uint64_t nbytes) except -1:
-    """Set the ends of a range that was allocated; if that fails, give it back."""
-    try:
-        _set_range(made, start, start + nbytes)
-    except MemoryError:
-        table.decref(start, start + nbytes)
-        raise
-    return 0

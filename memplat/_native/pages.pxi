@@ -32,16 +32,11 @@ cdef extern from *:
 
 from cpython.ref cimport PyObject
 
-cdef extern from "Python.h":
-    ctypedef struct PyTypeObject:
-        PyObject* (*tp_alloc)(PyTypeObject*, Py_ssize_t) except NULL
-    PyObject* PyLong_FromUnsignedLongLong(unsigned long long) except NULL
-    void PyTuple_SET_ITEM(PyObject*, Py_ssize_t, PyObject*)
-    PyObject* PyTuple_GET_ITEM(PyObject*, Py_ssize_t)
-    Py_ssize_t PyTuple_GET_SIZE(PyObject*)
-    void PyObject_GC_UnTrack(PyObject*)
-    void Py_DECREF(PyObject*)
-    void Py_INCREF(PyObject*)
+cdef extern from "ranges.h":
+    ctypedef struct PyTypeObject
+    object make_range(uint64_t start, uint64_t end)
+    bint read_int(PyObject*, uint64_t*) noexcept
+    void adopt_ranges(PyTypeObject*)
 
 from memplat.errors import DoubleFreeError, NotAllocatedError, ReferenceOverflowError
 from memplat.ranges import HUGE_PAGE_SIZE, MIB, FileRange
@@ -69,29 +64,17 @@ cdef uint64_t _NEVER = 0xFFFFFFFFFFFFFFFF
 cdef uint64_t _MAX_JOINED_GAP = 16 * MIB
 cdef tuple _STATES = (PageState.FREE, PageState.USED, PageState.WASTE, PageState.RELEASING)
 cdef tuple _FLAGS = ("", "retained", "kept", "reserved")
-cdef PyTypeObject* _range_type = <PyTypeObject*>FileRange
+
+adopt_ranges(<PyTypeObject*>FileRange)
 
 
-cdef inline PyObject* _bare_range() except NULL:
-    """A FileRange whose ends are still to be set. The collector need not look at it: it only ever holds integers."""
-    cdef PyObject* made = _range_type.tp_alloc(_range_type, 2)
-    PyObject_GC_UnTrack(made)
-    return made
-
-
-cdef inline int _set_range(PyObject* made, uint64_t start, uint64_t end) except -1:
-    PyTuple_SET_ITEM(made, 0, PyLong_FromUnsignedLongLong(start))
-    PyTuple_SET_ITEM(made, 1, PyLong_FromUnsignedLongLong(end))
-    return 0
-
-
-cdef object _make_range(uint64_t start, uint64_t end):
-    cdef PyObject* made = _bare_range()
+cdef inline object _hand_out(_Pages table, uint64_t start, uint64_t nbytes):
+    """The range of pages that were taken; if there is no memory for it, they are given back."""
     try:
-        _set_range(made, start, end)
-        return <object>made
-    finally:
-        Py_DECREF(made)
+        return make_range(start, start + nbytes)
+    except MemoryError:
+        table.decref(start, start + nbytes)
+        raise
 
 
 cdef class Allocated:
@@ -347,7 +330,9 @@ cdef class _Pages:
         if self.waste + ((last - first) << self._shift) >= wake_at:
             return 0
         cdef bint whole = at.leaf.start[at.index] == first and at.leaf.start[at.index + 1] == last
-        self._count(first, last, more)
+        cdef uint32_t meta = at.leaf.meta[at.index]
+        self._uncharge(meta >> ACCOUNT_SHIFT, (last - first) << self._shift)
+        tree_change(&self._segments, at, first, last, 0, (meta & (1 << POOL_SHIFT)) | WASTE, True)
         return 2 if whole else 1
 
     cdef int _try_count_all(
@@ -436,28 +421,17 @@ cdef class _Pages:
         cdef uint64_t start = 0
         cdef uint32_t account
         cdef bint found
-        cdef PyObject* made
         if not length or length & (self.page_size - 1) or source not in (FREE, WASTE):
             raise IndexError(f"no {length} bytes can be taken from pages in the state {source}")
         self._reserve()
         if self.has_flags and tree_reserve(&self._flags):
             raise MemoryError
-        made = _bare_range()
-        try:
-            account = make_account(&self._accounts, self._kind_id(kind), owner)
-            found = self._take(length >> self._shift, account, down, huge, source, &start)
-            if not found:
-                give_up_account(&self._accounts, account)
-                return None
-            start <<= self._shift
-            try:
-                _set_range(made, start, start + length)
-            except MemoryError:
-                self._count(start >> self._shift, (start + length) >> self._shift, -_ONE_REF)
-                raise
-            return <object>made
-        finally:
-            Py_DECREF(made)
+        account = make_account(&self._accounts, self._kind_id(kind), owner)
+        found = self._take(length >> self._shift, account, down, huge, source, &start)
+        if not found:
+            give_up_account(&self._accounts, account)
+            return None
+        return _hand_out(self, start << self._shift, length)
 
     def tail(self, *, bint huge):
         cdef tree_spot at

@@ -38,7 +38,7 @@ cdef class _Parts:
 
     cdef list as_ranges(self, unsigned shift):
         cdef size_t index
-        return [_make_range(self.items[index].first << shift, self.items[index].last << shift)
+        return [make_range(self.items[index].first << shift, self.items[index].last << shift)
                 for index in range(self.count)]
 
 
@@ -247,7 +247,7 @@ cdef class PageTable(_Pages):
     def flagged(self, int flag):
         if not self.has_flags:
             return []
-        return [_make_range(start << self._shift, end << self._shift) for start, end, here in self.flags.runs()
+        return [make_range(start << self._shift, end << self._shift) for start, end, here in self.flags.runs()
                 if here == flag]
 
     # -- owners -------------------------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ cdef class PageTable(_Pages):
             owner=owner,
             refs=refs,
             views=pins,
-            pages=_make_range(at.leaf.start[at.index] << self._shift, at.leaf.start[at.index + 1] << self._shift),
+            pages=make_range(at.leaf.start[at.index] << self._shift, at.leaf.start[at.index + 1] << self._shift),
         )
 
     def first_shared(self, uint64_t start, uint64_t end):
