@@ -36,6 +36,7 @@ cdef extern from "ranges.h":
     ctypedef struct PyTypeObject
     object make_range(uint64_t start, uint64_t end)
     bint read_int(PyObject*, uint64_t*) noexcept
+    void fetch_range(PyObject*)
     void adopt_ranges(PyTypeObject*)
 
 from memplat.errors import DoubleFreeError, NotAllocatedError, ReferenceOverflowError

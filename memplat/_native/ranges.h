@@ -52,6 +52,11 @@ static inline int read_int(PyObject *object, uint64_t *value) {
     return !overflow && found >= 0;
 }
 
+/* Ask for what the end of a range will read and its use does not: what the collector has before each object. */
+static inline void fetch_range(const PyObject *range) {
+    __builtin_prefetch((const char *)range - 2 * sizeof(void *));
+}
+
 /* An int, made of one that nobody else has if there is one; takes that over. */
 static inline PyObject *make_int(PyObject *own, uint64_t value) {
 #if RANGES_KNOW_INTS

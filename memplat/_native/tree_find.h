@@ -5,16 +5,26 @@
 
 #include "tree_leaf.h"
 
+/* Ask for all lines of a leaf at once, before it is known which ones are needed: of a large tree it is in no cache. */
+static inline void fetch_leaf(const tree *t, const tree_node *leaf) {
+    if (!t->leaves.chunk_count)
+        return;
+    const char *at = (const char *)leaf;
+    for (unsigned offset = 0; offset < sizeof(tree_leaf); offset += 64)
+        __builtin_prefetch(at + offset);
+}
+
 #if TREE_HAS_WIDE
 
 TREE_WIDE static tree_spot find_wide(tree *t, uint64_t key) {
     tree_leaf *leaf = t->hint;
     if (!leaf || key < leaf->start[0] || key >= leaf->start[leaf->head.count]) {
         const tree_node *node = &t->root->head;
-        do {
+        for (unsigned level = node->level; level; level--) {
             const tree_inner *inner = (const tree_inner *)node;
             node = inner->child[rank_wide(inner->key, TREE_FAN, inner->head.count, key) - 1];
-        } while (node->level);
+        }
+        fetch_leaf(t, node);
         t->hint = leaf = (tree_leaf *)node;
     }
     tree_spot spot = {leaf, rank_wide(leaf->start, TREE_LEAF, leaf->head.count, key) - 1};
@@ -31,10 +41,11 @@ static tree_spot find_plain(tree *t, uint64_t key) {
     tree_leaf *leaf = t->hint;
     if (!leaf || key < leaf->start[0] || key >= leaf->start[leaf->head.count]) {
         const tree_node *node = &t->root->head;
-        do {
+        for (unsigned level = node->level; level; level--) {
             const tree_inner *inner = (const tree_inner *)node;
             node = inner->child[rank_plain(inner->key, inner->head.count, key) - 1];
-        } while (node->level);
+        }
+        fetch_leaf(t, node);
         t->hint = leaf = (tree_leaf *)node;
     }
     tree_spot spot = {leaf, rank_plain(leaf->start, leaf->head.count, key) - 1};
@@ -70,6 +81,7 @@ static tree_spot descend(const tree *t, const tree_inner *inner, unsigned slot, 
         inner = (const tree_inner *)inner->child[slot];
         slot = first_in(t, inner, c, weight, aligned);
     }
+    fetch_leaf(t, inner->child[slot]);
     tree_spot spot = {(tree_leaf *)inner->child[slot], 0};
     uint64_t left = spot.leaf->of[c];
     while (!is_enough(t, spot.leaf, spot.index = (unsigned)__builtin_ctzll(left), weight, aligned))

@@ -74,32 +74,47 @@ static uint64_t greatest(const uint64_t *values, unsigned count) {
     return most;
 }
 
-/* The greatest of the values, one of which has changed from the old one to the new one; it was most before. */
+/* One of a node's values has changed from *old* to *new*; *most* was the greatest of them before. Which is it now? */
 static inline uint64_t still_greatest(const uint64_t *values, unsigned count, uint64_t most, uint64_t old, uint64_t new) {
     if (new >= most)
         return new;
     return old < most ? most : greatest(values, count);
 }
 
+/* Tell those above of another value below a node, as long as it changes what they know. */
+static void tell_lengths(const tree_node *node, unsigned c, uint64_t value) {
+    for (tree_inner *parent; (parent = node->parent) != NULL; node = &parent->head) {
+        uint64_t old = parent->longest[c][node->slot];
+        if (old == value)
+            return;
+        parent->longest[c][node->slot] = value;
+        const tree_inner *above = parent->head.parent;
+        if (above)
+            value = still_greatest(
+                parent->longest[c], parent->head.count, above->longest[c][parent->head.slot], old, value);
+    }
+}
+
+static void tell_rooms(const tree_node *node, unsigned c, uint64_t value) {
+    for (tree_inner *parent; (parent = node->parent) != NULL; node = &parent->head) {
+        uint64_t old = parent->room[c][node->slot];
+        if (old == value)
+            return;
+        parent->room[c][node->slot] = value;
+        const tree_inner *above = parent->head.parent;
+        if (above)
+            value = still_greatest(parent->room[c], parent->head.count, above->room[c][parent->head.slot], old, value);
+    }
+}
+
 /* A class has changed in a leaf, perhaps for the less: work it out anew, and tell all above whom it concerns. */
 static void refresh(const tree *t, const tree_leaf *leaf, unsigned c) {
     uint64_t longest, room;
     leaf_maxima(t, leaf, c, &longest, &room);
-    const tree_node *node = &leaf->head;
-    for (tree_inner *parent; (parent = node->parent) != NULL; node = &parent->head) {
-        unsigned slot = node->slot, count = parent->head.count;
-        uint64_t old = parent->longest[c][slot], old_room = parent->room[c][slot];
-        if (old == longest && old_room == room)
-            return;
-        parent->longest[c][slot] = longest;
-        parent->room[c][slot] = room;
-        const tree_inner *above = parent->head.parent;
-        if (!above)
-            return;
-        unsigned place = parent->head.slot;
-        longest = still_greatest(parent->longest[c], count, above->longest[c][place], old, longest);
-        room = still_greatest(parent->room[c], count, above->room[c][place], old_room, room);
-    }
+    /* Without a run of a whole unit, before and now, there is no room: then it is not worth a look. */
+    if (t->unit > 1 && (room || leaf->head.parent->longest[c][leaf->head.slot] >= t->unit))
+        tell_rooms(&leaf->head, c, room);
+    tell_lengths(&leaf->head, c, longest);
 }
 
 /* A run of a class has come to a leaf: tell all above that know of no longer one. */
@@ -107,13 +122,13 @@ static void tell_new(const tree *t, const tree_leaf *leaf, unsigned c, uint64_t 
     uint64_t length = end - start, room = room_of(t, start, end);
     const tree_node *node = &leaf->head;
     for (tree_inner *parent; (parent = node->parent) != NULL; node = &parent->head) {
-        uint64_t *longest = &parent->longest[c][node->slot], *most_room = &parent->room[c][node->slot];
-        if (*longest >= length && *most_room >= room)
+        uint64_t *longest = &parent->longest[c][node->slot];
+        if (*longest >= length && (!room || parent->room[c][node->slot] >= room))
             return;
         if (*longest < length)
             *longest = length;
-        if (*most_room < room)
-            *most_room = room;
+        if (room && parent->room[c][node->slot] < room)
+            parent->room[c][node->slot] = room;
     }
 }
 
@@ -123,8 +138,8 @@ static int counts_for(const tree *t, const tree_leaf *leaf, unsigned c, uint64_t
     unsigned slot = leaf->head.slot;
     if (parent->longest[c][slot] == end - start)
         return 1;
-    uint64_t room = parent->room[c][slot];
-    return room && room == room_of(t, start, end);
+    uint64_t room = room_of(t, start, end);
+    return room && room == parent->room[c][slot];
 }
 
 #endif
