@@ -8,40 +8,6 @@ cdef array.array _no_extents = array.array("q")
 cdef Py_ssize_t _MAX_WATCHED = 64
 
 
-cdef struct Part:
-    uint64_t first, last
-
-
-cdef class _Parts:
-    """A growing array of ranges of pages."""
-
-    cdef Part* items
-    cdef size_t count, capacity
-
-    def __dealloc__(self):
-        free(self.items)
-
-    cdef int add(self, uint64_t first, uint64_t last) except -1:
-        cdef Part* items
-        cdef size_t capacity
-        if self.count == self.capacity:
-            capacity = 2 * self.capacity if self.capacity else 64
-            items = <Part*>realloc(self.items, capacity * sizeof(Part))
-            if items == NULL:
-                raise MemoryError
-            self.items = items
-            self.capacity = capacity
-        self.items[self.count].first = first
-        self.items[self.count].last = last
-        self.count += 1
-        return 0
-
-    cdef list as_ranges(self, unsigned shift):
-        cdef size_t index
-        return [make_range(self.items[index].first << shift, self.items[index].last << shift)
-                for index in range(self.count)]
-
-
 cdef uint64_t _in_units(uint64_t nbytes, uint64_t unit, unsigned shift) noexcept nogil:
     """Bytes as pages, rounded up to at least one whole unit of bytes."""
     return (max(<uint64_t>1, nbytes // unit + (nbytes % unit != 0)) * unit) >> shift
@@ -57,6 +23,7 @@ cdef class PageTable(_Pages):
         cdef size_t most = max(0, max_ranges), index
         cdef uint64_t waste
         cdef _Parts parts = _Parts()
+        cdef Batch taken = _batch_of(parts)
         waste = self._find_small(parts, limit, most)
         for index in range(parts.count):
             self._reserve()
@@ -65,12 +32,7 @@ cdef class PageTable(_Pages):
         index = parts.count
         waste = self._take_huge(parts, limit, waste, most)
         self._book(parts, index, waste)
-        try:
-            taken = parts.as_ranges(self._shift)
-        except MemoryError:
-            for index in range(parts.count):
-                self._end_releasing(parts.items[index].first, parts.items[index].last, WASTE)
-            raise
+        taken._settle(self._shift)
         self.changes += parts.count != 0
         return taken
 
@@ -171,6 +133,19 @@ cdef class PageTable(_Pages):
 
     cdef int _end_all(self, ranges, uint32_t state) except -1:
         cdef uint64_t start, end
+        cdef size_t index
+        cdef _Parts parts
+        if type(ranges) is Batch:
+            parts = (<Batch>ranges)._parts
+            for index in range(parts.count):
+                self._check_range(parts.items[index].first, parts.items[index].last)
+            for index in range(parts.count):
+                self._reserve()
+                self._end_releasing(
+                    parts.items[index].first >> self._shift, parts.items[index].last >> self._shift, state
+                )
+            self.changes += 1
+            return 0
         for start, end in ranges:
             self._check_range(start, end)
         for start, end in ranges:
@@ -201,6 +176,7 @@ cdef class PageTable(_Pages):
         cdef uint32_t meta, state = WASTE if to_waste else RELEASING
         cdef size_t index
         cdef tree_spot at
+        cdef Batch taken
         for start, end in ranges:
             if start < end:
                 self._check_range(start, end)
@@ -212,7 +188,7 @@ cdef class PageTable(_Pages):
                 if at.leaf.meta[at.index] & 3 == FREE:
                     parts.add(position, stop)
                 position = stop
-        taken = parts.as_ranges(self._shift)
+        taken = _batch_of(parts)
         for index in range(parts.count):
             self._reserve()
             if self.has_flags and tree_reserve(&self._flags):
@@ -228,6 +204,7 @@ cdef class PageTable(_Pages):
                 self.waste += (stop - position) << self._shift
             else:
                 self.releasing += (stop - position) << self._shift
+        taken._settle(self._shift)
         self.changes += parts.count != 0
         return taken
 
@@ -374,97 +351,3 @@ cdef class PageTable(_Pages):
                     if value[0] != FREE:
                         raise AssertionError(f"{_FLAGS[flag]} page that is {_STATES[value[0]]}")
         return 0
-
-
-cdef class _RunIterator:
-    """Runs, one by one. Finds its place anew each time, so that a change in between only shows what is there then."""
-
-    cdef PageTable _table
-    cdef uint64_t _position, _end
-    cdef unsigned _shift
-    cdef bint _of_flags
-
-    def __cinit__(self, PageTable table not None, uint64_t start, uint64_t end, unsigned shift, bint of_flags):
-        self._table = table
-        self._position = start
-        self._end = end
-        self._shift = shift
-        self._of_flags = of_flags
-        if of_flags:
-            table._need_flags()
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        cdef tree* runs = &self._table._flags if self._of_flags else &self._table._segments
-        cdef uint64_t start = self._position, stop
-        cdef tree_spot at
-        if start >= min(self._end, runs.size):
-            raise StopIteration
-        at = tree_find(runs, start)
-        stop = self._position = min(at.leaf.start[at.index + 1], self._end)
-        if self._of_flags:
-            return start << self._shift, stop << self._shift, at.leaf.meta[at.index] >> 1
-        value = self._table._value(at.leaf.counts[at.index], at.leaf.meta[at.index])
-        return start << self._shift, stop << self._shift, value
-
-
-cdef class Runs:
-    """The runs of a page table, or those of its flags, by page number: what a ``SegmentSet`` shows."""
-
-    cdef PageTable _table
-    cdef bint _of_flags
-
-    def __cinit__(self, PageTable table not None, bint of_flags):
-        self._table = table
-        self._of_flags = of_flags
-        if of_flags:
-            table._need_flags()
-
-    def __len__(self):
-        return self._table._flags.runs if self._of_flags else self._table._segments.runs
-
-    @property
-    def size(self):
-        """The number of pages."""
-        return self._table._flags.size if self._of_flags else self._table._segments.size
-
-    def runs(self, uint64_t start=0, end=None):
-        """The runs that overlap ``[start, end)``, clipped to it, upwards: start, end, value."""
-        cdef uint64_t size = self._table._segments.size
-        return _RunIterator(self._table, start, size if end is None else min(size, end), 0, self._of_flags)
-
-    def columns(self):
-        """All runs at once: their starts, upwards, and their values."""
-        cdef tree* runs = &self._table._flags if self._of_flags else &self._table._segments
-        cdef list starts = [], values = []
-        cdef dict known = {}  # equal values are one object
-        cdef tree_spot at
-        cdef uint64_t counts, position = 0
-        cdef uint32_t meta
-        while position < runs.size:  # what is made here may set off the collector, and that may change the table
-            at = tree_find(runs, position)
-            starts_here = at.leaf.start[at.index]
-            counts = at.leaf.counts[at.index]
-            meta = at.leaf.meta[at.index]
-            position = at.leaf.start[at.index + 1]
-            key = (<object>counts << 32) | meta
-            value = known.get(key)
-            if value is None:
-                value = known[key] = meta >> 1 if self._of_flags else self._table._value(counts, meta)
-            starts.append(starts_here)
-            values.append(value)
-        return starts, values
-
-    def find(self, uint64_t key):
-        """The run around *key*: start, end, value."""
-        cdef tree* runs = &self._table._flags if self._of_flags else &self._table._segments
-        cdef tree_spot at
-        if key >= runs.size:
-            raise IndexError(f"no page {key}")
-        at = tree_find(runs, key)
-        if self._of_flags:
-            return at.leaf.start[at.index], at.leaf.start[at.index + 1], at.leaf.meta[at.index] >> 1
-        value = self._table._value(at.leaf.counts[at.index], at.leaf.meta[at.index])
-        return at.leaf.start[at.index], at.leaf.start[at.index + 1], value

@@ -27,7 +27,7 @@ halfway; it leaves the table *torn*, and nobody may trust it any more.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, TypeAlias
 
 from memplat.engine.segments import SegmentSet
@@ -304,7 +304,7 @@ class PageTable:
 
     # -- reclaiming ---------------------------------------------------------------------------------------------------
 
-    def take_waste(self, max_bytes: int, max_ranges: int = MAX_RANGES) -> list[FileRange]:
+    def take_waste(self, max_bytes: int, max_ranges: int = MAX_RANGES) -> Sequence[FileRange]:
         """Turn waste into releasing pages, from the lowest address on, until they are at least *max_bytes* or that many
         ranges. Pieces with only unflagged free pages between them come as one range; those pages are held back with
         them. To be called while no page is releasing.
@@ -376,7 +376,7 @@ class PageTable:
         """Whether :meth:`take_waste` would return anything."""
         return self.waste > 0 and (self.segments.has(_WASTE[SMALL]) or next(self._releasable_huge(), None) is not None)
 
-    def release(self, ranges: list[FileRange]) -> None:
+    def release(self, ranges: Sequence[FileRange]) -> None:
         """Turn releasing pages, or parts of such ranges, into free ones; they are zero now."""
         self.torn += 1
         for first, last, value in self._releasing_runs(ranges):
@@ -384,7 +384,7 @@ class PageTable:
         self.changes += 1
         self.torn -= 1
 
-    def take_back(self, ranges: list[FileRange]) -> None:
+    def take_back(self, ranges: Sequence[FileRange]) -> None:
         """Turn what is still releasing of *ranges* into waste again: nothing is known about it."""
         self.torn += 1
         for first, last, value in self._releasing_runs(ranges):
@@ -393,14 +393,14 @@ class PageTable:
         self.changes += 1
         self.torn -= 1
 
-    def _releasing_runs(self, ranges: list[FileRange]) -> Iterator[tuple[int, int, Value]]:
+    def _releasing_runs(self, ranges: Sequence[FileRange]) -> Iterator[tuple[int, int, Value]]:
         for start, end in ranges:
             for run in self._runs_of(start, end):
                 if run[2][0] == RELEASING:
                     self.releasing -= (run[1] - run[0]) << self._shift
                     yield run
 
-    def take_free(self, ranges: list[FileRange], *, to_waste: bool = False) -> list[FileRange]:
+    def take_free(self, ranges: Sequence[FileRange], *, to_waste: bool = False) -> Sequence[FileRange]:
         """Turn those parts of *ranges* that are free into releasing pages, or into waste; returns these parts."""
         shift = self._shift
         taken: list[FileRange] = []

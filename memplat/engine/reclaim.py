@@ -17,6 +17,7 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from memplat.engine import pages
@@ -31,8 +32,14 @@ log = logging.getLogger("memplat")
 BATCH_BYTES: Final = 64 * MIB
 
 _WAKE: Final = "wake"  # there is waste; recycling may still want it
-_NOW: Final = "now"
+_NOW: Final = "now"  # there is a whole batch of it
+_HURRY: Final = "hurry"  # somebody waits
 _STOP: Final = "stop"
+
+#: Each range of a batch interrupts all processors that run a thread of this process: the kernel makes them forget where
+#: the pages were. After many ranges that disturbed others, they are left alone for so many times as long; and pages
+#: that are freed meanwhile may turn many ranges into one.
+_PEACE: Final = 3
 
 _NEVER: Final = 1 << 63
 
@@ -54,6 +61,7 @@ class Reclaimer(HotReclaimer):
         self._first_wake = 1 if self._background else _NEVER
         self.wake_at = self._first_wake
         self._gave_up = False
+        self._hurried = False
         self._warned = False
         self._failing = False
         state.wake = self.wake_locked
@@ -95,12 +103,11 @@ class Reclaimer(HotReclaimer):
     def serve(self) -> None:
         """Reclaim whenever there is waste, until told to stop."""
         while (message := self._messages.get()) != _STOP:
-            if message == _WAKE and not self._rest(self._state.options.reclaim_delay):
+            if message == _WAKE and not self._rest(self._state.options.reclaim_delay, (_NOW, _HURRY)):
                 return
-            with self._state.lock:
-                self.wake_at = self._first_wake
             try:
-                self.reclaim_all(retry=True)
+                if not self._reclaim_gently():
+                    return
             except Exception:
                 # Nobody is there to be told; the waste stays, and is counted.
                 if not self._failing:
@@ -109,10 +116,27 @@ class Reclaimer(HotReclaimer):
                 self._give_up()
             else:
                 self._failing = False
+            finally:
+                self._hurried = False
 
-    def _rest(self, delay: float) -> bool:
-        """Let recycling win, unless there is a hurry. False: told to stop."""
-        deadline = time.monotonic() + delay
+    def _reclaim_gently(self) -> bool:
+        """Reclaim what there is, and disturb others as little as can be, unless somebody waits. False: told to stop."""
+        self._retry_retained()
+        while True:
+            with self._state.lock:
+                self.wake_at = self._first_wake
+            started, disturbed = time.monotonic(), _used_by_others()
+            nbytes, nranges = self.reclaim_batch(BATCH_BYTES)
+            if nranges >= pages.MAX_RANGES and not self._hurried:
+                disturbed = min(_used_by_others() - disturbed, time.monotonic() - started)
+                if not self._rest(_PEACE * disturbed, (_HURRY,)):
+                    return False
+            elif nbytes < BATCH_BYTES and nranges < pages.MAX_RANGES:
+                return True  # that was all there was; what is freed meanwhile will be more, and cheaper, later
+
+    def _rest(self, seconds: float, until: tuple[str, ...]) -> bool:
+        """Let recycling win, or others work, until it is said that there is no time for it. False: told to stop."""
+        deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             try:
                 message = self._messages.get(timeout=left)
@@ -120,7 +144,7 @@ class Reclaimer(HotReclaimer):
                 return True
             if message == _STOP:
                 return False
-            if message == _NOW:
+            if message in until:
                 return True
         return True
 
@@ -156,15 +180,22 @@ class Reclaimer(HotReclaimer):
         """Reclaim one batch; the bytes of waste that became free, and in how many ranges: none if there was no waste,
         or it could not be done.
         """
-        state = self._state
         started = time.perf_counter()
+        nbytes, count = self._give_back(lambda table: table.take_waste(limit))
+        if count:
+            self._tell(nbytes, time.perf_counter() - started)
+        return nbytes, count
+
+    def _give_back(self, take: Callable[[pages.PageTable], Sequence[FileRange]]) -> tuple[int, int]:
+        """Release what *take* takes under the lock; the bytes of waste in it, and in how many ranges."""
+        state = self._state
         with state.gate:
             try:
                 with state.lock:
                     if not state.is_usable_locked():
                         return 0, 0
                     before = state.table.waste
-                    ranges = state.table.take_waste(limit)
+                    ranges = take(state.table)
                     nbytes = before - state.table.waste
                     if not ranges:
                         return 0, 0
@@ -176,7 +207,6 @@ class Reclaimer(HotReclaimer):
             except BaseException:
                 self._undo()
                 raise
-        self._tell(nbytes, time.perf_counter() - started)
         return nbytes, len(ranges)
 
     def _undo(self) -> None:
@@ -200,7 +230,7 @@ class Reclaimer(HotReclaimer):
         except Exception:  # whoever watches must not keep the pages from being free
             log.exception("memplat: memplat_reclaimed failed")
 
-    def _release(self, ranges: list[FileRange]) -> None:
+    def _release(self, ranges: Sequence[FileRange]) -> None:
         """Make releasing pages free, by whatever way is left. They go on releasing if this raises."""
         state = self._state
         give, keep = self._divide(ranges)
@@ -208,8 +238,10 @@ class Reclaimer(HotReclaimer):
         retained = self._decommit(give) if give else []
         with state.lock:
             table = state.table
-            state.note_decommitted_locked([*give])
+            state.note_decommitted_locked(give)
+            released = table.releasing
             table.release(ranges)
+            released -= table.releasing
             if table.has_flags:
                 for start, end in ranges:
                     table.flag(start, end, pages.NONE)
@@ -217,10 +249,10 @@ class Reclaimer(HotReclaimer):
                 table.flag(start, end, pages.KEPT)
             for start, end in retained:
                 table.flag(start, end, pages.RETAINED)
-            state.counters["reclaimed_bytes"] += sum(end - start for start, end in give)
+            state.counters["reclaimed_bytes"] += released - sum(part.length for part in keep)
             state.changed.notify_all()
 
-    def _decommit(self, ranges: list[FileRange]) -> list[FileRange]:
+    def _decommit(self, ranges: Sequence[FileRange]) -> list[FileRange]:
         """Decommit; what the host refused to take back is zeroed by hand and returned."""
         try:
             self._state.decommit_on_host(ranges)
@@ -232,7 +264,7 @@ class Reclaimer(HotReclaimer):
             return retained
         return []
 
-    def _divide(self, ranges: list[FileRange]) -> tuple[list[FileRange], list[FileRange]]:
+    def _divide(self, ranges: Sequence[FileRange]) -> tuple[Sequence[FileRange], Sequence[FileRange]]:
         """What to give back, and what to keep committed for the next allocations."""
         want = self._state.options.keep
         if want:
@@ -253,23 +285,7 @@ class Reclaimer(HotReclaimer):
 
     def _retry_retained(self) -> None:
         """Offer the host again what it refused before."""
-        state = self._state
-        with state.gate:
-            try:
-                with state.lock:
-                    if not state.is_usable_locked():
-                        return
-                    ranges = state.table.take_free(state.table.flagged(pages.RETAINED))
-                    if not ranges:
-                        return
-                    state.enter_locked()
-                try:
-                    self._release(ranges)
-                finally:
-                    state.leave()
-            except BaseException:
-                self._undo()
-                raise
+        self._give_back(lambda table: table.take_free(table.flagged(pages.RETAINED)))
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
@@ -285,9 +301,9 @@ class Reclaimer(HotReclaimer):
                     return False
                 if not table.releasing and (not self._background or self._gave_up or self.needs_thread):
                     return False
-                if not table.releasing and self.wake_at != _NEVER:
-                    self.wake_at = _NEVER
-                    self._messages.put(_NOW)
+                if not table.releasing and not self._hurried:
+                    self._hurried = True
+                    self._messages.put(_HURRY)
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return False
@@ -310,6 +326,11 @@ class Reclaimer(HotReclaimer):
             while state.table.releasing >= releasing > 0 and state.is_usable_locked():
                 state.changed.wait(1.0)  # bounded, as in wait()
             return state.table.releasing < releasing
+
+
+def _used_by_others() -> float:
+    """The processor time of this process's other threads, in seconds, if two such figures are subtracted."""
+    return time.process_time() - time.thread_time()
 
 
 def _run(reclaimer: Reclaimer) -> None:

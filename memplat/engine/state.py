@@ -337,14 +337,14 @@ class EngineState(HotState):
             raise self.broken(hook, f"returned extents of [{start}, {end}) that are wrong: {total}")
         return extents, total
 
-    def decommit_on_host(self, ranges: list[FileRange]) -> None:
+    def decommit_on_host(self, ranges: Sequence[FileRange]) -> None:
         """Have the backend decommit. Any exception means that nothing is known about the whole batch."""
         with self.lock:
             self.counters["decommit_calls"] += 1
         if not self.hooks.memplat_decommit(file=self.file, ranges=ranges):
             raise self.broken("memplat_decommit", "did not say True: no implementation has decommitted the pages")
 
-    def zero_by_hand(self, ranges: list[FileRange]) -> list[FileRange]:
+    def zero_by_hand(self, ranges: Sequence[FileRange]) -> list[FileRange]:
         """Zero those pages that are committed, and return them. The others are zero; touching would commit them."""
         zeroed: list[FileRange] = []
         for pages_ in ranges:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hypothesis.strategies as st
@@ -233,3 +233,34 @@ def test_retained_pages_in_a_huge_page_that_is_released_are_tried_again_with_it(
     assert not table.flagged(pages.RETAINED)
     table.release(taken)
     table._check()
+
+
+def test_what_is_taken_is_a_sequence_of_ranges_and_a_buffer_of_their_offsets(table: Any, native: Any) -> None:
+    for one in (table, native):
+        one.extend(64 * PAGE, huge=False)
+        used = [one.allocate(PAGE, "anonymous", 1) for _ in range(16)]
+        for pages_ in used[::4]:
+            one.decref(*pages_)
+    taken, other = table.take_waste(HUGE), native.take_waste(HUGE)
+    wanted = [FileRange(start, start + PAGE) for start in range(0, 16 * PAGE, 4 * PAGE)]
+    assert isinstance(taken, Sequence)
+    assert taken == wanted == other
+    assert taken == other
+    assert taken != wanted[1:]
+    assert taken != 3
+    assert (len(taken), taken[1], taken[-1], taken[1:3]) == (4, wanted[1], wanted[3], wanted[1:3])
+    assert [*reversed(taken)] == wanted[::-1]
+    assert wanted[2] in taken
+    assert (taken.index(wanted[2]), taken.count(wanted[2])) == (2, 1)
+    assert repr(taken) == repr(wanted)
+    assert memoryview(other).readonly
+    assert memoryview(other).tolist() == [bound for pages_ in wanted for bound in pages_]
+    with pytest.raises(TypeError):
+        hash(taken)
+    table.release(taken)
+    native.release(other)
+    table._check()
+    native._check()
+    nothing = native.take_waste(HUGE)
+    assert not nothing
+    assert memoryview(nothing).nbytes == 0
