@@ -260,8 +260,13 @@ class _Watcher:
     def watch(self, connection: Connection) -> None:
         """Have it hang up when its owner does. With the mutex held."""
         if self._epoll is None:
-            self._epoll = select.epoll()
-            threading.Thread(target=self._wait, args=(self._epoll,), name="page-sharing-peer", daemon=True).start()
+            epoll = select.epoll()
+            try:
+                threading.Thread(target=self._wait, args=(epoll,), name="page-sharing-peer", daemon=True).start()
+            except RuntimeError:  # no more threads, or none any more: the connection goes with its last view
+                epoll.close()
+                return
+            self._epoll = epoll
         fd = connection.line.fileno()
         self._watched[fd] = connection
         self._epoll.register(fd, 0)  # epoll_ctl(2): EPOLLHUP is reported whatever was asked for

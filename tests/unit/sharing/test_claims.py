@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -295,6 +296,26 @@ def test_one_that_still_looks_gives_it_back_with_its_last_view(memory: Memory) -
         wait_until_given_back(process, "0 0")
         with pytest.raises(memplat.HandleExpiredError):
             memplat.attach(later)
+
+
+def test_a_peer_that_can_start_no_thread_gives_the_file_back_with_each_last_view(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pages = memory.allocate(PAGE, fill=b"hello")
+    memory.share(pages).revoke()  # the service has its thread
+    peers._watcher = peers._Watcher()
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    handle = memory.share(pages)
+    view = memplat.attach(handle)
+    assert bytes(view[:5]) == b"hello"
+    assert re.findall(r"r--s.*memfd:memplat ", Path("/proc/self/maps").read_text())
+    del view
+    assert not re.findall(r"r--s.*memfd:memplat ", Path("/proc/self/maps").read_text())
+    assert handle.wait(20)
+    memory.decref(pages)
 
 
 def test_the_window_grows_with_the_file_and_old_views_stay(memory: Memory) -> None:
