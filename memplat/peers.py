@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import threading
 import time
@@ -29,6 +28,7 @@ from memplat.claims import ATTACHED, ENDED, LEASED, OFFERED, SLOTS, STATES, Clai
 from memplat.errors import HandleError, HandleExpiredError, HandleUsedError, HostError
 from memplat.linux import exporter, locks
 from memplat.ranges import align_down
+from memplat.watcher import Watcher
 from memplat.windows import Window
 from memplat.wire import ANSWER_SECONDS, CORE_DUMP, FORKED, LET_GO, MARK, UNKNOWN, WELCOME, WRITABLE, receive
 
@@ -171,6 +171,12 @@ class Connection:
         if not self.held and (self.gone or not self.watched):
             self.hang_up()
 
+    def owner_left(self) -> None:
+        """The owner has hung up."""
+        with _mutex:  # nobody is in the middle of attaching
+            self.gone = True
+        self.hang_up()
+
     def hang_up(self) -> None:
         """Attach no more, and go when nothing is attached any more. Takes no lock: see :meth:`let_go`."""
         self.gone = True
@@ -250,61 +256,6 @@ class Connection:
                     self.claims.unlock(slot)
 
 
-class _Watcher:
-    """The thread that waits for owners to hang up. Made anew in a forked child."""
-
-    def __init__(self) -> None:
-        self._epoll: select.epoll | None = None
-        self._watched: dict[int, Connection] = {}
-
-    def watch(self, connection: Connection) -> None:
-        """Have it hang up when its owner does. With the mutex held."""
-        if self._epoll is None:
-            epoll = select.epoll()
-            try:
-                threading.Thread(target=self._wait, args=(epoll,), name="page-sharing-peer", daemon=True).start()
-            except RuntimeError:  # no more threads, or none any more: the connection goes with its last view
-                epoll.close()
-                return
-            self._epoll = epoll
-        fd = connection.line.fileno()
-        self._watched[fd] = connection
-        self._epoll.register(fd, 0)  # epoll_ctl(2): EPOLLHUP is reported whatever was asked for
-        connection.watched = True
-
-    def forget(self, connection: Connection) -> None:
-        """It is about to be closed."""
-        fd = connection.line.fileno()
-        if self._watched.get(fd) is connection:
-            del self._watched[fd]
-            self._unregister(fd)
-
-    def _unregister(self, fd: int) -> None:
-        if self._epoll is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self._epoll.unregister(fd)
-
-    def _wait(self, epoll: select.epoll) -> None:
-        while True:
-            try:
-                events = epoll.poll()
-            except (OSError, ValueError):  # closed by hand
-                return
-            for fd, _ in events:
-                self._unregister(fd)
-                connection = self._watched.pop(fd, None)
-                if connection is not None:
-                    with _mutex:  # nobody is in the middle of attaching
-                        connection.gone = True
-                    connection.hang_up()
-            connection = None
-
-    def close(self) -> None:
-        """In a forked child: the parent's thread is not here."""
-        if self._epoll is not None:
-            self._epoll.close()
-
-
 def claim(address: bytes, key: bytes, slot: int, number: int, pages: tuple[int, int]) -> memoryview | None:
     """Attach a share that has a slot; ``None`` if its owner has to be asked.
 
@@ -360,14 +311,12 @@ def forget(key: bytes) -> None:
     """Hang up: the memory is this process's own, and has been closed."""
     connection = _connections.get(key)
     if connection is not None:
-        with _mutex:
-            connection.gone = True
-        connection.hang_up()
+        connection.owner_left()
 
 
 _mutex = threading.RLock()
 _connections: dict[bytes, Connection] = {}
-_watcher = _Watcher()
+_watcher = Watcher()
 #: Connections with views whose owner is gone have to be known, too, while the process forks.
 _forking: list[Connection] = []
 
@@ -390,7 +339,7 @@ def _after_fork_in_child() -> None:
     global _mutex, _watcher  # noqa: PLW0603 -- the thread that was to let go of it, or to watch, is not here
     _mutex = threading.RLock()
     _watcher.close()
-    _watcher = _Watcher()
+    _watcher = Watcher()
     for connection in _forking:
         connection.after_fork_in_child()
     _forking.clear()

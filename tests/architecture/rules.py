@@ -26,7 +26,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
         "memory",
         "sharing",
         "peers",
-        "claims windows wire",
+        "claims watcher windows wire",
         "types",
         "ranges",
         "_core",

@@ -22,6 +22,7 @@ from memplat import claims, peers, wire
 from memplat.linux import locks
 from memplat.memory import Memory
 from memplat.sharing import TOKEN
+from memplat.watcher import Watcher
 from memplat.windows import Window
 from tests.oracle import PAGE
 
@@ -306,7 +307,7 @@ def test_a_peer_that_can_start_no_thread_gives_the_file_back_with_each_last_view
 
     pages = memory.allocate(PAGE, fill=b"hello")
     memory.share(pages).revoke()  # the service has its thread
-    peers._watcher = peers._Watcher()
+    peers._watcher = Watcher()
     monkeypatch.setattr(threading.Thread, "start", refused)
     handle = memory.share(pages)
     view = memplat.attach(handle)
