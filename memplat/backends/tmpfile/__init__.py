@@ -206,7 +206,9 @@ def memplat_storage(file: BackingFile) -> Storage:
     """``st_blocks``; and of it, the blocks of the extent tree, by the number of extents that the last probe found."""
     tree = _state(file).tree
     total = os.fstat(file.fd).st_blocks * _BLOCK
-    return Storage(total=total, overhead=0 if tree is None else min(total, tree.overhead()))
+    if tree is None:
+        return Storage(total=total)
+    return Storage(total=total, overhead=min(total, tree.overhead()), overhead_slack=tree.slack())
 
 
 def _state(file: BackingFile) -> _State:

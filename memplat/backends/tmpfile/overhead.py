@@ -2,7 +2,8 @@
 
 Both keep the list as a tree with its root in the inode. While all entries fit there, it costs nothing. A tree whose
 extents came in ascending order is full and has the size worked out here; where they came in another order its nodes
-were split, and it is up to about twice as large.
+were split, and it is up to about twice as large. ext4 lets a tree shrink only where a node becomes empty: it may be as
+large as it was when there were the most extents; and writing to a reserved extent makes three of one for a while.
 """
 
 from __future__ import annotations
@@ -26,16 +27,25 @@ class ExtentTree:
     """Children of an inner block."""
     under_root: int
     """Children of the root in the inode."""
+    shrinks: bool
+    """Whether nodes that are less than half full are joined, and extents that fit into the inode go back there."""
     _mapped: int = 0
     _delayed: int = 0
+    _most: int = 0
 
     def seen(self, mapped: int, delayed: int) -> None:
         """Note how many extents there are, and how many more there will be when what is dirty reaches the disk."""
         self._mapped, self._delayed = mapped, delayed
+        self._most = max(self._most, mapped + delayed)
 
     def overhead(self) -> int:
         """The bytes that the tree of as many extents takes if it is full. Dirty pages are in no tree yet."""
         return self.blocks(self._mapped) * self.block_size
+
+    def slack(self) -> int:
+        """The bytes that it may take beyond :meth:`overhead`."""
+        most = self._mapped if self.shrinks else max(self._most, self.in_inode + 1)
+        return (2 * self.blocks(most) - self.blocks(self._mapped)) * self.block_size
 
     def blocks(self, extents: int) -> int:
         """The blocks of a full tree of so many extents beyond the inode."""
@@ -59,4 +69,4 @@ _BLOCK_SIZE: Final = 4096
 def tree_of(magic: int) -> ExtentTree | None:
     """The tree that the file system keeps for a new file; ``None`` where ``st_blocks`` has nothing but data."""
     numbers = {filesystems.EXT4_MAGIC: _EXT4, filesystems.XFS_MAGIC: _XFS}.get(magic)
-    return None if numbers is None else ExtentTree(block_size=_BLOCK_SIZE, **numbers)
+    return None if numbers is None else ExtentTree(block_size=_BLOCK_SIZE, shrinks=numbers is _XFS, **numbers)

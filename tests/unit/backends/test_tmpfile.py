@@ -385,6 +385,21 @@ def test_overhead_of_dirty_pages_comes_when_they_reach_the_disk(file):
     assert overhead(file) == file.storage() == 0
 
 
+@everywhere
+def test_a_tree_that_has_shrunk_or_was_split_is_within_the_slack(file):
+    """ext4 keeps the block of a tree whose extents would fit into the inode again."""
+    numbers = random.Random(5).sample(range(0, PAGES, 2), 3000)
+    for count in (3000, 1500, 40, 4, 1):
+        for number in numbers[:count] if count == 3000 else ():
+            files.fallocate(file.fd, 0, number * PAGE, PAGE)
+        file.decommit(*(file.pages(number, number + 1) for number in numbers[count:]))
+        numbers = numbers[:count]
+        file.probe()
+        storage = file.hooks.memplat_storage(file=file.file)
+        rest = storage.total - storage.overhead - count * PAGE
+        assert 0 <= rest <= storage.overhead_slack < 40 * PAGE
+
+
 def test_the_tree_grows_a_level_when_the_one_above_is_full():
     tree = tree_of(filesystems.EXT4_MAGIC)
     assert tree is not None
