@@ -305,7 +305,10 @@ class Memory(Protocol):
         """The size of the backing file in bytes, as far as the memory has grown it."""
 
     def reclaim(self, max_bytes: int | None = None) -> int:
-        """Give waste back now, at most about *max_bytes* of it. Returns the bytes that went back to free."""
+        """Give waste back now, at most about *max_bytes* of it. Returns the bytes that went back to free.
+
+        Without *max_bytes* also what the host has put into free pages, if it spends more than all others could cost.
+        """
 
     def wait_reclaimed(self, timeout: float | None = None) -> bool:
         """Wait until no waste is left. False on time-out, and at once if nobody is there to reclaim it."""

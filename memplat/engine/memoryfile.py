@@ -69,6 +69,7 @@ from memplat.wording import shown
 _UNCOMMITTED: Final = AllocationMode.UNCOMMITTED
 _WILL_COMMIT: Final = AllocationMode.WILL_COMMIT
 _UP: Final = Direction.UP
+_STRAY_ROUNDS: Final = 4
 
 
 class MemoryFile(Measuring):
@@ -399,9 +400,26 @@ class MemoryFile(Measuring):
         with self._state.locked():
             pass  # refuses, and settles what views left behind
         try:
-            return self._reclaimer.reclaim_all(max_bytes, retry=True)
+            done = self._reclaimer.reclaim_all(max_bytes, retry=True)
+            if max_bytes is None and not self._state.in_hook():
+                done += self._reclaim_strays()
         except OSError as error:
             raise host_error(error, "reclaim") from error
+        return done
+
+    def _reclaim_strays(self) -> int:
+        """What the host has put into free pages, if it shows in the total: found by a scan, and given back."""
+        done = 0
+        for _ in range(_STRAY_ROUNDS):  # khugepaged may be faster
+            with self._state.in_flight():
+                if not self._reclaimer.sees_strays():
+                    break
+            self.update_usage()
+            more = self._reclaimer.reclaim_all()
+            if not more:
+                break
+            done += more
+        return done
 
     def wait_reclaimed(self, timeout: float | None = None) -> bool:
         """See :meth:`Memory.wait_reclaimed`."""

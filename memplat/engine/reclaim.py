@@ -176,6 +176,20 @@ class Reclaimer(HotReclaimer):
                 break  # that was all there was; what is freed meanwhile will be more, and cheaper, later
         return done
 
+    def sees_strays(self) -> bool:
+        """Whether the host spends more than pages can cost that are used, waste, retained or kept. khugepaged fills
+        holes beside used pages, and pwrite(2) and fallocate(2) take huge pages where the host is set so: when the used
+        part goes, the rest stays, and only a scan finds it.
+        """
+        state = self._state
+        storage = state.storage()
+        with state.locked() as table:
+            ours = table.size - table.free_bytes()
+            if table.has_flags:
+                flagged = (*table.flagged(pages.RETAINED), *table.flagged(pages.KEPT))
+                ours += sum(end - start for start, end in flagged)
+        return storage.total - storage.overhead - storage.overhead_slack > ours
+
     def reclaim_batch(self, limit: int) -> tuple[int, int]:
         """Reclaim one batch; the bytes of waste that became free, and in how many ranges: none if there was no waste,
         or it could not be done.

@@ -58,6 +58,21 @@ def test_in_manual_mode_waste_stays_until_it_is_asked_for(memory: Memory) -> Non
     assert memory.reclaim() == 0
 
 
+def test_reclaiming_everything_finds_what_the_host_has_put_beside_used_pages(memory: Memory) -> None:
+    """As a huge page does that the kernel has made of small ones, or took for a pwrite: its used part is given back."""
+    pages = memory.allocate(4 * PAGE)
+    write_all(memory, pages)
+    with Observer(memory.fileno()) as peer:
+        for page in (100, 101, 2000):
+            peer.write(page * PAGE, b"not ours")
+    memory.decref(pages)
+    assert memory.reclaim(1 << 30) == 4 * PAGE
+    assert memory.total_usage() == 3 * PAGE, "with a limit it is asked for waste alone"
+    assert memory.reclaim() == 3 * PAGE
+    assert memory.total_usage() == 0
+    assert is_zero(memory, memory.allocate(128 * PAGE))
+
+
 def test_waste_is_charged_to_nobody(memory: Memory) -> None:
     pages = memory.allocate(4 * PAGE, owner=6, kind="tmpfs")
     write_all(memory, pages)
