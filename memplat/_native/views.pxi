@@ -11,6 +11,11 @@ cdef extern from *:
     """
     Py_ssize_t memplat_add(Py_ssize_t place, Py_ssize_t more) nogil
 
+import sys as _sys
+
+#: An interpreter that ends may have emptied the modules already, and needs to hear nothing of views that die then.
+cdef object _is_finalizing = _sys.is_finalizing
+
 cdef extern from "Python.h":
     Py_ssize_t PyDict_Size(object) except -1
     Py_ssize_t PyObject_Size(object) except -1
@@ -83,7 +88,7 @@ cdef class HotState:
             done = table._try_count(start >> table._shift, end >> table._shift, 0, -1, self._reclaimer.wake_at)
             table.changes += done > 0
             self.lock.end()
-        if done <= 0:
+        if done <= 0 and not _is_finalizing():
             self.view_dropped(start, end)
         return 0
 
@@ -108,7 +113,7 @@ cdef class Exporter:
     def __dealloc__(self):
         cdef HotState state = self._state
         if state is None:
-            if self._release is not None:
+            if self._release is not None and not _is_finalizing():
                 self._release()
             return
         cdef Py_ssize_t left = memplat_add(state._leases._count, -1)
@@ -116,7 +121,7 @@ cdef class Exporter:
             if self._start < self._end:
                 state._view_died(self._start, self._end)
         finally:
-            if not left and state._mapping.closed and not state._leases._count:
+            if not left and state._mapping.closed and not state._leases._count and not _is_finalizing():
                 state._mapping.unmap()
 
     def __repr__(self):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import sys
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
@@ -84,9 +85,10 @@ class Exporter(_Base):  # type: ignore[misc]  # made at run time
 
     __slots__ = ()
 
-    def __del__(self) -> None:
-        mine = _living.pop(id(self), None)  # None: made by somebody else, and exports nothing
-        if mine is not None and mine[3] is not None:
+    # An interpreter that ends may have emptied the modules already, this one too, and needs to hear nothing any more.
+    def __del__(self, living: Any = _living, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        mine = living.pop(id(self), None)  # None: made by somebody else, and exports nothing
+        if mine is not None and mine[3] is not None and not is_finalizing():
             mine[3]()
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
