@@ -1,52 +1,27 @@
-"""Programs in the sandbox give the host's own results, on every platform and backend, and leave nothing behind."""
+"""The sandbox: owners, limits, what a guest sees and may do with memory. Its results: test_sandbox_matrix.py."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import io
 import os
-import random
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import memplat
 from examples.sandbox.elf import NotExecutableError
-from examples.sandbox.frames import PageCache, page_cache
-from examples.sandbox.kernel import Processor, Sandbox
+from examples.sandbox.frames import page_cache
 from memplat.memory import Memory
-from tests.hostparts import hugetlb_pool, tmpfs_mount
+from tests.examples.matrix import BUSYBOX, ENGINES, MEGABYTE, MIB, make_text, on_host, sandbox
+from tests.hostparts import hugetlb_pool
 from tests.needs import needs
 from tools.check_skips import has_busybox, has_libc_static
 
-BUSYBOX = "/usr/bin/busybox"
 ROOT = Path(memplat.__file__).parents[1]
-PLATFORMS = ("unicorn", "kvm")
-MIB = 1 << 20
-COMMANDS = {
-    "sha256sum": ["sha256sum"],
-    "sort": ["sort"],
-    "wc": ["wc"],
-    "awk": ["awk", "{n += length($0); words += NF} END {print NR, n, words}"],
-    "gzip": ["gzip", "-c"],
-}
-
-
-def make_cpu(platform: str, memory: Memory, owner: int) -> Processor:
-    try:
-        module: Any = importlib.import_module(f"examples.sandbox.cpu_{platform}")
-    except ImportError:
-        needs("unicorn", "it is not installed")
-    try:
-        cpu: Processor = (module.KvmCpu if platform == "kvm" else module.UnicornCpu)(memory, owner)
-    except memplat.HostError as error:
-        needs("kvm", str(error))
-    return cpu
+PLATFORMS = ENGINES
 
 
 @pytest.fixture(scope="module")
@@ -54,91 +29,16 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of lines, a little more than 1 MB."""
     if not has_busybox():
         needs("busybox", "there is no static /usr/bin/busybox")
-    path = tmp_path_factory.mktemp("read") / "text"
-    dice = random.Random(6)
-    words = [dice.randbytes(dice.randrange(1, 9)).hex() for _ in range(5000)]
-    lines = (" ".join(dice.choices(words, k=dice.randrange(1, 12))) for _ in range(20_000))
-    path.write_text("\n".join(lines) + "\n")
-    assert path.stat().st_size > 10**6
-    return path
-
-
-@contextlib.contextmanager
-def sandbox(
-    memory: Memory, cache: PageCache, platform: str, command: list[str], roots: list[str], owner: int = 7
-) -> Iterator[tuple[Sandbox, io.BytesIO]]:
-    output = io.BytesIO()
-    box = Sandbox(
-        memory,
-        cache,
-        make_cpu(platform, memory, owner),
-        owner=owner,
-        roots=roots,
-        stdout=output,
-        stderr=io.BytesIO(),
-    )
-    try:
-        box.load(command[0], command, {"LC_ALL": "C"})
-        yield box, output
-    finally:
-        box.close()
-
-
-def on_host(command: list[str]) -> bytes:
-    return subprocess.run(command, capture_output=True, check=True, env={"LC_ALL": "C"}).stdout
-
-
-def exactly(memory: Memory) -> Callable[[], None]:
-    """Compare the figures with fstat, every 200 system calls."""
-    calls = 0
-
-    def look() -> None:
-        nonlocal calls
-        calls += 1
-        if calls % 200 == 1:
-            usage = memory.update_usage()
-            assert usage.exact
-            assert usage.total == memory.total_usage()
-            assert set(usage.committed_by_owner.get(7, {})) <= {"anonymous", "system"}
-
-    return look
-
-
-def run_and_compare(memory: Memory, platform: str, command: list[str], text: Path) -> None:
-    with page_cache(memory) as cache, sandbox(memory, cache, platform, command, [str(text.parent)]) as (box, output):
-        outcome = box.run(on_call=exactly(memory))
-        assert (outcome.status, outcome.killed_by) == (0, "")
-        assert output.getvalue() == on_host(command)
-        assert outcome.shared_pages > 50
-        assert 0 < outcome.copied_pages < 20
-    memory.reclaim()
-    assert memory.total_usage() == 0
-    assert sum(memory.update_usage().allocated.values()) == 0
-
-
-@pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize("program", COMMANDS)
-def test_a_program_gives_the_hosts_own_result(platform: str, program: str, text: Path) -> None:
-    with memplat.open("memfd", config={}, reclaim="manual") as memory:
-        run_and_compare(memory, platform, [BUSYBOX, *COMMANDS[program], str(text)], text)
+    return make_text(tmp_path_factory.mktemp("read") / "text", MEGABYTE)
 
 
 @contextlib.contextmanager
 def opened(backend: str) -> Iterator[Memory]:
-    with contextlib.ExitStack() as stack:
-        options: dict[str, Any] = {}
-        if backend == "hugetlb":
-            stack.enter_context(hugetlb_pool(24))
-        if backend == "tmpfile":
-            options = {"directory": stack.enter_context(tmpfs_mount(64 * MIB))}
-        yield stack.enter_context(memplat.open(backend, config={}, reclaim="manual", **options))
-
-
-@pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize("backend", ["tmpfile", "hugetlb"])
-def test_on_every_backend(platform: str, backend: str, text: Path) -> None:
-    with opened(backend) as memory:
-        run_and_compare(memory, platform, [BUSYBOX, "sort", str(text)], text)
+    with (
+        hugetlb_pool(24) if backend == "hugetlb" else contextlib.nullcontext(),
+        memplat.open(backend, config={}, reclaim="manual") as memory,
+    ):
+        yield memory
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
