@@ -173,7 +173,7 @@ cdef class Calls:
         cdef uint64_t start = 0, end = 0
         cdef bint for_writing, pinned
         cdef Exporter exporter
-        if state is not None:
+        if state is not None and (writable is True or writable is False) and (pin is True or pin is False):
             for_writing = writable
             pinned = pin
             # A pinned view that dies may leave waste, and cannot start the reclaimer's thread.
