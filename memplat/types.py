@@ -136,7 +136,7 @@ class BackendInfo:
     name: str = attrs.field(validator=attrs.validators.matches_re(r"[a-z][a-z0-9_-]*"))
     version: str = attrs.field(validator=attrs.validators.instance_of(str))
     summary: str = ""
-    contract_level: int = CONTRACT_LEVEL
+    contract_level: int = 1  # not CONTRACT_LEVEL: who states none keeps no rules that its author has never seen
     capabilities: frozenset[Capability] = attrs.field(default=frozenset(), converter=_capabilities)
     options: type[Any] | None = None
     """An attrs class whose fields are the backend's own options, or ``None`` if it has none."""

@@ -43,6 +43,17 @@ def choose(choices: Mapping[str, T], value: object, what: str) -> T:
         raise InvalidArgumentError(f"{what} {shown(value)} does not exist; {_allowed(choices, value)}") from None
 
 
+def check_truth(value: object, what: str) -> bool:
+    """Whether *value* is true, as Python has it.
+
+    :raises InvalidArgumentError: for what is neither true nor false: an array of several elements
+    """
+    try:
+        return bool(value)
+    except Exception as error:
+        raise InvalidArgumentError(f"{what} {shown(value)} is neither true nor false ({error})") from error
+
+
 def refuse_kind(kind: object) -> NoReturn:
     """Raise the error for a kind that cannot be allocated."""
     if isinstance(kind, str) and kind == MemoryKind.MAPPED:

@@ -91,11 +91,11 @@ class Mapping:
                     raise HostError(
                         error.errno,
                         f"cannot reserve {format_size(length)} of address space for max_size ({error.strerror}); "
-                        "raise RLIMIT_AS (ulimit -v) or set a smaller max_size",
+                        f"{_room()[1]} or set a smaller max_size",
                     ) from error
                 length = smaller
         if length < asked:
-            note = f"max_size is {format_size(length)} instead of {format_size(asked)}: RLIMIT_AS allows no more"
+            note = f"max_size is {format_size(length)} instead of {format_size(asked)}: {_room()[0]}"
             self.notes = (*self.notes, note)
             log.warning("%s", note)
         return min(asked, length), length, address
@@ -155,3 +155,10 @@ class Mapping:
         """Unmap now, once. Only for :meth:`close` and the last lease."""
         if self._unmapped.acquire(blocking=False):
             host.unmap(self.base, self.length)
+
+
+def _room() -> tuple[str, str]:
+    """What keeps a reservation from being larger, and what would help."""
+    if system.address_space_limit() is None:
+        return "the process has no room for more in its address space", "close memories that are not used"
+    return "RLIMIT_AS allows no more", "raise RLIMIT_AS (ulimit -v)"

@@ -26,6 +26,7 @@ from memplat.engine.arguments import (
     MODES,
     check_raise,
     check_timeout,
+    check_truth,
     choose,
     is_int,
     refuse_kind,
@@ -153,6 +154,8 @@ class MemoryFile(Measuring):
             refuse_owner(owner)
         chosen = self._default_mode if mode is None else choose(self._modes, mode, "mode")
         way = _UP if direction is _UP else choose(DIRECTIONS, direction, "direction")
+        if huge is not False:
+            huge = check_truth(huge, "huge")
         state = self._state
         if state.is_interrupted():
             raise reentrant()
@@ -179,7 +182,7 @@ class MemoryFile(Measuring):
             owner=owner,
             mode=chosen,
             direction=way,
-            huge=bool(huge),
+            huge=huge,
         )
         return self._allocator.allocate(request, fill)
 
@@ -289,8 +292,8 @@ class MemoryFile(Measuring):
     def view(self, range: FileRange | Block, *, writable: bool = True, pin: bool = True) -> memoryview:
         """See :meth:`Memory.view`."""
         state = self._state
-        writable = bool(writable)
-        if not pin:
+        writable = check_truth(writable, "writable")
+        if not check_truth(pin, "pin"):
             return self._unpinned_view(range, writable)
         if state.is_interrupted():
             raise reentrant()
@@ -366,7 +369,7 @@ class MemoryFile(Measuring):
             start, end = self._pages(pages)
             table.incref(start, end)
         try:
-            space.map_file(Address(addr), self, FileRange(start, end), chosen, bool(precommit))
+            space.map_file(Address(addr), self, FileRange(start, end), chosen, check_truth(precommit, "precommit"))
         except BaseException:
             self.decref(FileRange(start, end))
             raise
@@ -376,10 +379,11 @@ class MemoryFile(Measuring):
     ) -> Handle:
         """See :meth:`Memory.share`."""
         seconds = check_timeout(expires, "expires")
+        writes, trusts = check_truth(writable, "writable"), check_truth(trusted, "trusted")
         self.incref(pages)
         shared = pages if type(pages) is FileRange else self._range_of(pages)
         try:
-            return self._shares.share(self, shared, writable=bool(writable), trusted=bool(trusted), expires=seconds)
+            return self._shares.share(self, shared, writable=writes, trusted=trusts, expires=seconds)
         except BaseException:
             self.decref(shared)
             raise

@@ -37,6 +37,13 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
 #: What some layers may import of the package, where that is less than everything below them.
 ONLY: Final[Mapping[str, frozenset[str]]] = {"linux": frozenset({"_core", "errors", "ranges", "wording"})}
 
+#: Who may import which modules of the engine. The commands do what they do through the public API: not one of them.
+INTO_ENGINE: Final[Mapping[str, frozenset[str]]] = {
+    "": frozenset({"registry"}),  # the package itself, which re-exports
+    "opening": frozenset({"compiled", "memoryfile", "placement", "prealloc"}),
+    "doctor": frozenset({"placement"}),  # what the configured policy would come to, without opening a memory
+}
+
 #: Who may import an external module; for anything not listed here, everybody.
 EXTERNAL: Final[Mapping[str, frozenset[str]]] = {
     "ctypes": frozenset({"linux"}),
@@ -126,6 +133,20 @@ def find_only_violations(root: Path) -> list[str]:
     return found
 
 
+def find_engine_violations(root: Path) -> list[str]:
+    """Imports of the engine from outside of it, other than those that are listed."""
+    graph = build_graph(root)
+    engine = f"{root.name}.engine"
+    found = []
+    for importer, imported in _imports(graph):
+        here = _layer(root.name, importer)
+        inside = imported == engine or imported.startswith(f"{engine}.")
+        part = imported.removeprefix(engine).lstrip(".").partition(".")[0]
+        if inside and here != "engine" and part not in INTO_ENGINE.get(here, frozenset()):
+            found.append(f"{importer} imports {imported}")
+    return found
+
+
 def find_external_violations(root: Path) -> list[str]:
     """Imports of an external module outside of the layers that it is kept to."""
     graph = build_graph(root)
@@ -205,6 +226,7 @@ RULES: Final[tuple[Callable[[Path], list[str]], ...]] = (
     find_arrow_violations,
     find_sibling_violations,
     find_only_violations,
+    find_engine_violations,
     find_external_violations,
     find_unplaced_modules,
     find_long_modules,

@@ -50,7 +50,9 @@ def test_a_package_without_faults_keeps_the_rule(rule: Callable[[Path], list[str
             "linux/extents.py": "from PKG.linux import errors\n".replace("PKG.linux", "PKG"),
             "backends/one/__init__.py": "from PKG.linux import extents\n",
             "backends/two/__init__.py": "from PKG import hookspecs\n",
-            "cli/__init__.py": "from PKG import engine\n",
+            "engine/memoryfile.py": "",
+            "opening.py": "from PKG.engine import memoryfile\n",
+            "cli/__init__.py": "from PKG import opening\n",
         },
     )
     assert rule(root) == []
@@ -99,6 +101,16 @@ VIOLATIONS: dict[str, tuple[Callable[[Path], list[str]], dict[str, str], str]] =
         rules.find_only_violations,
         {"linux/files.py": "from PKG import types\n", "types.py": ""},
         "linux.files imports",
+    ),
+    "from a command to the engine": (
+        rules.find_engine_violations,
+        {"cli/backends.py": "from PKG.engine import placement\n", "engine/placement.py": ""},
+        "cli.backends imports",
+    ),
+    "from the doctor to more than it may": (
+        rules.find_engine_violations,
+        {"doctor/host.py": "from PKG.engine import pages\n", "engine/pages.py": ""},
+        "doctor.host imports",
     ),
     "ctypes outside of linux": (rules.find_external_violations, {"engine/core.py": "import ctypes.util\n"}, "ctypes"),
     "rich in the engine": (

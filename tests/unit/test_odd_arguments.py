@@ -114,6 +114,26 @@ def test_times_that_no_clock_has_are_as_long_as_can_be(memory: Memory, seconds: 
     memory.decref(pages)
 
 
+def test_an_array_is_neither_true_nor_false(memory: Memory) -> None:
+    pages = memory.allocate(memory.page_size)
+    before = memory.usage().allocated
+    for call in (
+        lambda: memory.allocate(memory.page_size, huge=ARRAY),
+        lambda: memory.view(pages, writable=ARRAY),
+        lambda: memory.view(pages, pin=ARRAY),
+        lambda: memory.share(pages, writable=ARRAY),
+        lambda: memory.share(pages, trusted=ARRAY),
+        lambda: memory.block(memory.page_size, huge=ARRAY),
+    ):
+        with pytest.raises(memplat.InvalidArgumentError, match="neither true nor false"):
+            call()
+    truth: Any = np.True_
+    assert memory.view(pages, writable=truth)[0] == 0
+    assert memory.usage().allocated == before
+    assert memory.inspect(pages.start).refs == 1
+    memory.decref(pages)
+
+
 def test_an_array_is_no_age(memory: Memory) -> None:
     with pytest.raises(memplat.InvalidArgumentError, match=r"max_age array\(\[1, 2\]\) is no time"):
         memory.update_usage(max_age=ARRAY)

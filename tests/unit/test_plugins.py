@@ -91,6 +91,10 @@ def record_of(name: str) -> plugins.PluginRecord:
 # ---- discovery
 
 
+def test_who_states_no_level_was_built_for_the_first() -> None:
+    assert BackendInfo(name="good", version="1").contract_level == 1
+
+
 def test_the_built_in_backends_are_listed_also_where_nothing_is_installed():
     built_in = {record.name for record in plugins.list_plugins() if record.source == "built-in"}
     assert built_in == BUILT_INS

@@ -110,6 +110,7 @@ def memplat_backend_info() -> BackendInfo:
     return BackendInfo(
         name=NAME,
         version="1.0",
+        contract_level=1,
         summary="huge pages of the host's pool, reserved when they are allocated",
         capabilities=frozenset(
             {

@@ -85,6 +85,7 @@ def memplat_backend_info() -> BackendInfo:
     return BackendInfo(
         name=NAME,
         version="1.0",
+        contract_level=1,
         summary="anonymous memory with a descriptor, sealed against shrinking",
         capabilities=frozenset(
             {

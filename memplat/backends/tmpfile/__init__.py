@@ -92,6 +92,7 @@ def memplat_backend_info() -> BackendInfo:
     return BackendInfo(
         name=NAME,
         version="1.0",
+        contract_level=1,
         summary="a file without a name in a directory of a disk or of tmpfs",
         capabilities=frozenset({Capability.RESERVE, Capability.SHARE, Capability.SWAP_EXACT, Capability.FLUSH}),
         options=TmpfileOptions,

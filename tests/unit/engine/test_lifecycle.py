@@ -774,3 +774,27 @@ def test_a_limit_on_address_space_makes_the_reservation_smaller_and_says_so() ->
     status, output, errors = run_script(script)
     assert status == 0, errors
     assert "RLIMIT_AS" in output
+
+
+def test_an_address_space_that_is_full_is_not_said_to_be_limited() -> None:
+    script = """
+        import memplat
+        from memplat.linux import memory as host
+        for bits in range(46, 34, -1):  # what is left is less than 64 GiB in one piece
+            try:
+                while True:
+                    host.reserve_address_space(1 << bits, 4096)
+            except OSError:
+                pass
+        try:
+            memplat.open("memfd", max_size=1 << 40)
+        except memplat.BackendUnavailableError as error:
+            print(error)
+        with memplat.open("memfd") as memory:
+            print(*memory.backend.notes)
+    """
+    status, output, errors = run_script(script)
+    assert status == 0, errors
+    assert "RLIMIT_AS" not in output + errors
+    assert "close memories that are not used or set a smaller max_size" in output
+    assert "the process has no room for more in its address space" in output

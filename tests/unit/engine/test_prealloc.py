@@ -42,7 +42,7 @@ def test_all_of_it_is_committed_by_so_many_threads_and_told_as_it_comes(open_mem
     assert [done for done, _ in told] == sorted({done for done, _ in told}), "it only goes forward"
     assert {all_ for _, all_ in told} == {wanted}
     assert told[-1] == (wanted, wanted)
-    assert max(seen) == (threads if threads > 1 else 0)
+    assert max(seen) in (range(1, threads + 1) if threads > 1 else [0]), "some may have ended before others began"
     assert helpers() == []
     with Observer(memory.fileno()) as observer:
         assert len(observer.committed_pages()) == wanted // PAGE
