@@ -50,8 +50,8 @@ def test_a_package_without_faults_keeps_the_rule(rule: Callable[[Path], list[str
             "linux/extents.py": "from PKG.linux import errors\n".replace("PKG.linux", "PKG"),
             "backends/one/__init__.py": "from PKG.linux import extents\n",
             "backends/two/__init__.py": "from PKG import hookspecs\n",
-            "engine/memoryfile.py": "",
-            "opening.py": "from PKG.engine import memoryfile\n",
+            "engine/prealloc.py": "",
+            "opening.py": "from PKG.engine import prealloc\n",
             "cli/__init__.py": "from PKG import opening\n",
         },
     )

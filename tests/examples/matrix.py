@@ -289,7 +289,7 @@ profile of a `memplat.toml` chooses. In every cell of these tables
 - after it had ended, `total_usage()` and `st_blocks` were 0: everything was back with the host.
 
 The page is not written if a cell is not so. `always` and `within_size` are what the host's `shmem_enabled` was set to.
-On hugetlb the guest's pages of 4 KiB are packed into huge pages. The seconds were taken on a machine with two processors
+On hugetlb the guest's pages of 4 KiB are packed into huge pages. Seconds were taken on a machine with two processors
 that did other things as well: where one stands out, that is why. They are without the looks.
 """
 
