@@ -28,6 +28,7 @@ FEATURES: Final = frozenset(
         "swap",
         "thp",
         "tmpfs",
+        "torch",
         "unicorn",
         "userfaultfd",
         "xfs",

@@ -268,6 +268,11 @@ def has_libc_static() -> bool:
     return os.path.isabs(found.stdout.strip())
 
 
+def has_torch() -> bool:
+    """This interpreter can import torch."""
+    return importlib.util.find_spec("torch") is not None
+
+
 def has_pyarrow() -> bool:
     """This interpreter can import pyarrow."""
     return importlib.util.find_spec("pyarrow") is not None

@@ -328,6 +328,28 @@ def test_arrow_buffers_take_a_share_as_it_is(memory: Memory) -> None:
     memory.decref(pages)
 
 
+def test_tensors_take_a_share_as_it_is(memory: Memory) -> None:
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError:
+        needs("torch", "it is not installed")
+    pages = memory.allocate(2 * PAGE)
+    handle = memory.share(pages, writable=True)
+    tensor = torch.frombuffer(memplat.attach(handle), dtype=torch.int64)
+    tensor[:] = torch.arange(len(tensor))
+    assert memory.view(pages).cast("q").tolist() == list(range(2 * PAGE // 8))
+    part = tensor[10:20]
+    del tensor
+    assert not handle.wait(0)
+    del part
+    assert handle.wait(20)
+    read_only = memplat.attach(memory.share(pages))
+    with pytest.warns(UserWarning, match="not writable"):  # torch knows no tensors that are read-only
+        assert int(torch.frombuffer(read_only, dtype=torch.int64)[100]) == 100
+    del read_only
+    memory.decref(pages)
+
+
 def test_a_forked_child_attaches_but_cannot_speak_for_the_owner(memory: Memory) -> None:
     pages = memory.allocate(PAGE, fill=b"hello")
     handle = memory.share(pages)
