@@ -22,6 +22,7 @@ from typing import Any, Final
 from benchmarks.published import CALIBRATORS
 
 CORES: Final = ("python", "native")
+_MOST_GAPS: Final = 100_000
 _SIZES: Final = "1000,10000,100000,1000000"
 
 #: What is plotted: title, unit, Go's published figures by live segments, targets of the compiled core; microseconds.
@@ -37,6 +38,12 @@ _PLOTS: Final[Mapping[str, tuple[str, str, Mapping[int, float], Mapping[int, flo
         "search",
         {1_000: 0.30, 1_000_000: 0.30},
         {1_000_000: 0.25},
+    ),
+    "W3 aligned": (
+        "W3: 2 MiB aligned behind gaps of 2 to 4 MiB",
+        "search",
+        {},
+        {100_000: 0.4},
     ),
     "W7": (
         "W7: incref and decref of one segment",
@@ -70,6 +77,8 @@ class _Cases:
             return [w1_churn.Churn(live, 5_000) for live in self._sizes]
         if self._name == "W3":
             return [w3_search.SmallSearch(holes // 2, 1_000) for holes in self._sizes]
+        if self._name == "W3 aligned":  # a million gaps would be a file of 4 TiB
+            return [w3_search.AlignedSearch(gaps, 1_000) for gaps in self._sizes if gaps <= _MOST_GAPS]
         if self._name.startswith("W6"):
             return [w6_view.View(5_000, pin=self._name != "W6")]
         return [w7_references.Share(live, 5_000, middle=self._name != "W7") for live in self._sizes]
