@@ -141,7 +141,7 @@ TREE_API int tree_next_of(tree *t, unsigned c, uint64_t key, tree_spot *found) {
 }
 
 TREE_API uint64_t tree_longest(const tree *t, unsigned c) {
-    return greatest(t->root->longest[c], t->root->head.count);
+    return greatest(t, t->root->longest[c], t->root->head.count);
 }
 
 #endif

@@ -4,6 +4,7 @@
 #define MEMPLAT_TREE_MAXIMA_H
 
 #include "tree.h"
+#include "tree_vector.h"
 
 static inline int class_of(uint32_t meta) {
     return meta & 1 || meta >= 2 * TREE_CLASSES ? -1 : (int)(meta >> 1);
@@ -67,22 +68,25 @@ static void tell_all(const tree *t, const tree_node *node) {
         tell_parent(t, node);
 }
 
-static uint64_t greatest(const uint64_t *values, unsigned count) {
-    uint64_t most = 0;
-    for (unsigned i = 0; i < count; i++)
-        most = values[i] > most ? values[i] : most;
-    return most;
+static uint64_t greatest(const tree *t, const uint64_t *values, unsigned count) {
+#if TREE_HAS_WIDE
+    if (t->is_wide)
+        return greatest_wide(values, count);
+#endif
+    (void)t;
+    return greatest_plain(values, count);
 }
 
 /* One of a node's values has changed from *old* to *new*; *most* was the greatest of them before. Which is it now? */
-static inline uint64_t still_greatest(const uint64_t *values, unsigned count, uint64_t most, uint64_t old, uint64_t new) {
+static inline uint64_t still_greatest(
+    const tree *t, const uint64_t *values, unsigned count, uint64_t most, uint64_t old, uint64_t new) {
     if (new >= most)
         return new;
-    return old < most ? most : greatest(values, count);
+    return old < most ? most : greatest(t, values, count);
 }
 
 /* Tell those above of another value below a node, as long as it changes what they know. */
-static void tell_lengths(const tree_node *node, unsigned c, uint64_t value) {
+static void tell_lengths(const tree *t, const tree_node *node, unsigned c, uint64_t value) {
     for (tree_inner *parent; (parent = node->parent) != NULL; node = &parent->head) {
         uint64_t old = parent->longest[c][node->slot];
         if (old == value)
@@ -91,11 +95,11 @@ static void tell_lengths(const tree_node *node, unsigned c, uint64_t value) {
         const tree_inner *above = parent->head.parent;
         if (above)
             value = still_greatest(
-                parent->longest[c], parent->head.count, above->longest[c][parent->head.slot], old, value);
+                t, parent->longest[c], parent->head.count, above->longest[c][parent->head.slot], old, value);
     }
 }
 
-static void tell_rooms(const tree_node *node, unsigned c, uint64_t value) {
+static void tell_rooms(const tree *t, const tree_node *node, unsigned c, uint64_t value) {
     for (tree_inner *parent; (parent = node->parent) != NULL; node = &parent->head) {
         uint64_t old = parent->room[c][node->slot];
         if (old == value)
@@ -103,7 +107,8 @@ static void tell_rooms(const tree_node *node, unsigned c, uint64_t value) {
         parent->room[c][node->slot] = value;
         const tree_inner *above = parent->head.parent;
         if (above)
-            value = still_greatest(parent->room[c], parent->head.count, above->room[c][parent->head.slot], old, value);
+            value = still_greatest(
+                t, parent->room[c], parent->head.count, above->room[c][parent->head.slot], old, value);
     }
 }
 
@@ -113,8 +118,8 @@ static void refresh(const tree *t, const tree_leaf *leaf, unsigned c) {
     leaf_maxima(t, leaf, c, &longest, &room);
     /* Without a run of a whole unit, before and now, there is no room: then it is not worth a look. */
     if (t->unit > 1 && (room || leaf->head.parent->longest[c][leaf->head.slot] >= t->unit))
-        tell_rooms(&leaf->head, c, room);
-    tell_lengths(&leaf->head, c, longest);
+        tell_rooms(t, &leaf->head, c, room);
+    tell_lengths(t, &leaf->head, c, longest);
 }
 
 /* A run of a class has come to a leaf: tell all above that know of no longer one. */

@@ -41,7 +41,27 @@ TREE_INLINE unsigned first_plain(const uint64_t *weights, unsigned count, uint64
     return i;
 }
 
+TREE_INLINE uint64_t greatest_plain(const uint64_t *values, unsigned count) {
+    uint64_t most = 0;
+    for (unsigned i = 0; i < count; i++)
+        most = values[i] > most ? values[i] : most;
+    return most;
+}
+
 #if TREE_HAS_WIDE
+
+TREE_WIDE static uint64_t greatest_wide(const uint64_t *values, unsigned count) {
+    __m256i most = _mm256_setzero_si256();
+    unsigned i = 0;
+    for (; i + 4 <= count; i += 4) {
+        __m256i here = _mm256_loadu_si256((const __m256i *)(values + i));
+        most = _mm256_blendv_epi8(most, here, _mm256_cmpgt_epi64(here, most));
+    }
+    uint64_t found[4];
+    _mm256_storeu_si256((__m256i *)found, most);
+    uint64_t rest = greatest_plain(values + i, count - i), all = greatest_plain(found, 4);
+    return rest > all ? rest : all;
+}
 
 /* Which of all places of a node (what lies behind the count is to be ignored) hold less. */
 TREE_WIDE TREE_INLINE uint64_t less_than(const uint64_t *values, unsigned places, uint64_t than) {
