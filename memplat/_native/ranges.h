@@ -31,6 +31,7 @@
 enum { SPARE_RANGES = 64, LARGEST_SHARED_INT = 256 };
 
 static PyTypeObject *range_type;
+static int ranges_are_kept; /* FileRange has free_range */
 static PyObject *spare_ranges[SPARE_RANGES];
 static int spare_range_count;
 
@@ -76,6 +77,23 @@ static inline PyObject *make_int(PyObject *own, uint64_t value) {
     return PyLong_FromUnsignedLongLong(value);
 }
 
+/* What the collector has before each object, in 3.11. Whoever makes many tuples sets it off again and again, although it
+ * has nothing to find among ranges: so they are got and given back without being counted, always both. */
+enum { COLLECTORS = 2 * sizeof(void *) };
+
+static inline PyObject *get_range(void) {
+#if RANGES_KNOW_INTS
+    if (ranges_are_kept) {
+        char *got = PyObject_Calloc(1, COLLECTORS + sizeof(PyTupleObject) + sizeof(PyObject *));
+        return got ? PyObject_Init((PyObject *)(got + COLLECTORS), range_type) : PyErr_NoMemory();
+    }
+#endif
+    PyObject *range = range_type->tp_alloc(range_type, 2);
+    if (range)
+        PyObject_GC_UnTrack(range);
+    return range;
+}
+
 /* A new range; NULL, and an error, if there is no memory. The collector need not look at it: it only holds integers. */
 static inline PyObject *make_range(uint64_t start, uint64_t end) {
     PyObject *range;
@@ -83,10 +101,10 @@ static inline PyObject *make_range(uint64_t start, uint64_t end) {
         range = spare_ranges[--spare_range_count];
         PyObject_InitVar((PyVarObject *)range, range_type, 2);
     } else {
-        range = range_type->tp_alloc(range_type, 2);
+        range = get_range();
         if (!range)
             return NULL;
-        PyObject_GC_UnTrack(range);
+        Py_SET_SIZE(range, 2);
     }
     PyObject **items = ((PyTupleObject *)range)->ob_item;
     items[0] = make_int(items[0], start);
@@ -112,13 +130,22 @@ static void free_range(PyObject *range) {
     PyTypeObject *type = Py_TYPE(range);
     PyObject **items = ((PyTupleObject *)range)->ob_item;
     PyObject_GC_UnTrack(range);
-    if (type == range_type && Py_SIZE(range) == 2 && spare_range_count < SPARE_RANGES && items[0] && items[1] &&
-        PyLong_CheckExact(items[0]) && PyLong_CheckExact(items[1])) {
-        items[0] = own_int(items[0]);
-        items[1] = own_int(items[1]);
-        spare_ranges[spare_range_count++] = range;
+    if (type == range_type && Py_SIZE(range) == 2 && items[0] && items[1] && PyLong_CheckExact(items[0]) &&
+        PyLong_CheckExact(items[1])) {
+        if (spare_range_count < SPARE_RANGES) {
+            items[0] = own_int(items[0]);
+            items[1] = own_int(items[1]);
+            spare_ranges[spare_range_count++] = range;
+            Py_DECREF(type);
+            return;
+        }
+#if RANGES_KNOW_INTS
+        Py_DECREF(items[0]);
+        Py_DECREF(items[1]);
+        PyObject_Free((char *)range - COLLECTORS);
         Py_DECREF(type);
         return;
+#endif
     }
     Py_TRASHCAN_BEGIN(range, free_range)
     PyTuple_Type.tp_dealloc(range);
@@ -133,8 +160,10 @@ static void adopt_ranges(PyTypeObject *type) {
     range_type = type;
 #if RANGES_KEEP
     if (type->tp_base == &PyTuple_Type && type->tp_basicsize == PyTuple_Type.tp_basicsize && !type->tp_dictoffset &&
-        !type->tp_weaklistoffset && !type->tp_del && !type->tp_finalize)
+        !type->tp_weaklistoffset && !type->tp_del && !type->tp_finalize) {
         type->tp_dealloc = free_range;
+        ranges_are_kept = 1;
+    }
 #endif
 }
 
