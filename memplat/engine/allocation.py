@@ -64,8 +64,10 @@ class Allocator:
         """Waste that the caller is about to write, zeroed; ``None`` if there is none or the host is short of memory."""
         state = self._state
         with state.lock:
-            state.check_locked()
-            taken = state.table.allocate(length, kind, owner, down=down, source=pages.WASTE)
+            table = state.table
+            if state.refuse is not None or table.torn or state.dropped:
+                state.check_locked()
+            taken = table.allocate(length, kind, owner, down=down, source=pages.WASTE)
             if taken is None:
                 return None
             state.counters["recycled_bytes"] += length

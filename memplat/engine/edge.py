@@ -40,7 +40,9 @@ class Edge:
             range_ = self._range_of(range_)
         start, end = range_
         size = self._state.table.size
-        if not is_int(start) or not is_int(end) or not 0 <= start < end <= size:
+        if (type(start) is not int and not is_int(start)) or (type(end) is not int and not is_int(end)):
+            refuse_range(range_, size, 1)
+        if not 0 <= start < end <= size:
             refuse_range(range_, size, 1)
         return range_  # type: ignore[no-any-return]  # as in _pages
 

@@ -189,6 +189,11 @@ class PageTable:
 
     def incref(self, start: int, end: int) -> None:
         """One more reference to each page; all or none."""
+        first, last = start >> self._shift, end >> self._shift
+        value = self.segments.exact(first, last)
+        if value is not None and 0 < value[1] < MAX_REFS:
+            self._count_run(first, last, value, 1, 0)
+            return
         runs = self._runs_of(start, end)
         for _, _, value in runs:
             if not value[1]:
@@ -209,6 +214,9 @@ class PageTable:
             self._uncharge((value[3], value[4]), start, end)
             self.torn -= 1
             return
+        if value is not None and value[1]:
+            self._count_run(first, last, value, -1, 0)
+            return
         runs = self._runs_of(start, end)
         if not all(run[2][1] for run in runs):
             raise DoubleFreeError(self._not_allocated("decref", start, end))
@@ -216,6 +224,11 @@ class PageTable:
 
     def pin(self, start: int, end: int, what: str) -> None:
         """Count a view of each page; all or none."""
+        first, last = start >> self._shift, end >> self._shift
+        value = self.segments.exact(first, last)
+        if value is not None and value[1]:
+            self._count_run(first, last, value, 0, 1)
+            return
         runs = self._runs_of(start, end)
         if not all(run[2][1] for run in runs):
             raise NotAllocatedError(self._not_allocated(what, start, end))
@@ -223,13 +236,32 @@ class PageTable:
 
     def unpin(self, start: int, end: int) -> None:
         """A view of each page is gone. Pages without references and pins become waste."""
-        self._count(self._runs_of(start, end), 0, -1)
+        first, last = start >> self._shift, end >> self._shift
+        value = self.segments.exact(first, last)
+        if value is not None:
+            self._count_run(first, last, value, 0, -1)
+        else:
+            self._count(list(self.segments.runs(first, last)), 0, -1)
 
     def _runs_of(self, start: int, end: int) -> list[tuple[int, int, Value]]:
         """The runs of ``[start, end)``, as they are now; quick if it is one."""
         first, last = start >> self._shift, end >> self._shift
         value = self.segments.exact(first, last)
         return [(first, last, value)] if value is not None else list(self.segments.runs(first, last))
+
+    def _count_run(self, first: int, last: int, value: Value, more_refs: int, more_pins: int) -> None:
+        """As :meth:`_count`, of one whole run."""
+        state, refs, pins, kind, owner, pool = value
+        refs += more_refs
+        pins += more_pins
+        self.torn += 1
+        if refs or pins:
+            self.segments.assign_run(first, last, value, (state, refs, pins, kind, owner, pool))
+        else:
+            self.segments.assign_run(first, last, value, _WASTE[pool])
+            self._uncharge((kind, owner), first << self._shift, last << self._shift)
+        self.changes += 1
+        self.torn -= 1
 
     def _count(self, runs: list[tuple[int, int, Value]], more_refs: int, more_pins: int) -> None:
         """Change the references and pins of the runs. Pages that are left with none become waste."""

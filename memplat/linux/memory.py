@@ -189,6 +189,8 @@ def populate_write(address: int, length: int) -> None:
         if code:
             raise _libc.error_of(_POPULATE_CALL, code)
         return
+    if length <= _POPULATE_STEP and not _madvise(address, length, MADV_POPULATE_WRITE):
+        return
     end = address + length
     while address < end:
         step = min(_POPULATE_STEP, end - address)
@@ -238,9 +240,10 @@ def zero_present(address: int, extents: Sequence[int], owner: int = -1) -> None:
         if code:
             raise _libc.error_of(_POPULATE_CALL, code)
         return
-    for start, end in zip(extents[0::2], extents[1::2], strict=True):
-        populate_write(address + start, end - start)
-        zero(address + start, end - start)
+    for place in range(0, len(extents), 2):
+        start, length = address + extents[place], extents[place + 1] - extents[place]
+        populate_write(start, length)
+        _memset(start, 0, length)
 
 
 def copy_from(address: int, length: int) -> bytes:
