@@ -26,5 +26,12 @@ setup(
             extra_compile_args=_ARGS,
             optional=True,
         ),
+        Extension(
+            "memplat._native.probing",
+            sources=["memplat/_native/probing.pyx"],
+            depends=["memplat/_native/probe.h"],
+            extra_compile_args=_ARGS,
+            optional=True,
+        ),
     ]
 )

@@ -17,9 +17,9 @@ PYTHON: Final = "python"
 NATIVE: Final = "native"
 
 
-def _choose() -> tuple[str, ModuleType | None, ModuleType | None, str]:
-    """The core's name, the modules of the compiled one (the engine's part, and the system calls in batches), and why it
-    is this one.
+def _choose() -> tuple[str, ModuleType | None, ModuleType | None, ModuleType | None, str]:
+    """The core's name, the modules of the compiled one (the engine's part, system calls in batches, and what a file
+    holds), and why it is this one.
 
     :raises ConfigError: the environment asks for a core that is not there
     """
@@ -27,10 +27,11 @@ def _choose() -> tuple[str, ModuleType | None, ModuleType | None, str]:
     if wanted not in ("", PYTHON, NATIVE):
         raise ConfigError(f"{wanted!r} is no core; allowed are {PYTHON!r} and {NATIVE!r}", key=VARIABLE)
     if wanted == PYTHON:
-        return PYTHON, None, None, f"{VARIABLE} asks for it"
+        return PYTHON, None, None, None, f"{VARIABLE} asks for it"
     try:
         module = importlib.import_module("memplat._native.core")
         batching = importlib.import_module("memplat._native.batching")
+        probing = importlib.import_module("memplat._native.probing")
     except ImportError as error:
         if wanted:
             raise ConfigError(
@@ -38,8 +39,8 @@ def _choose() -> tuple[str, ModuleType | None, ModuleType | None, str]:
                 f"{VARIABLE}",
                 key=VARIABLE,
             ) from error
-        return PYTHON, None, None, f"the compiled core is not there ({error})"
-    return NATIVE, module, batching, f"{VARIABLE} asks for it" if wanted else "it was built"
+        return PYTHON, None, None, None, f"the compiled core is not there ({error})"
+    return NATIVE, module, batching, probing, f"{VARIABLE} asks for it" if wanted else "it was built"
 
 
-NAME, MODULE, BATCHING, REASON = _choose()
+NAME, MODULE, BATCHING, PROBING, REASON = _choose()

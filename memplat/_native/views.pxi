@@ -58,6 +58,9 @@ cdef class HotState:
     cdef public bint exposed
     cdef public dict limits
     cdef public object counters
+    cdef public Lock gate
+    cdef public object decommitted
+    cdef public bint peers, may_prove
     # What compiled views need after their memory is gone:
     cdef HotReclaimer _reclaimer
     cdef object _mapping

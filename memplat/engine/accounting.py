@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import attrs
 
 from memplat.engine import pages
+from memplat.engine.hot import Charged, charge
 from memplat.engine.pages import PageTable, Value
 from memplat.linux import extents as flat
 from memplat.ranges import FileRange
@@ -79,6 +80,8 @@ class Layout(NamedTuple):
     """… and their values."""
     retained: array[int]
     kept: array[int]
+    charged: Charged | None = None
+    """With the compiled core, what comes of all that."""
 
 
 def lay_out(extents: array[int], total: int, table: PageTable) -> Layout:
@@ -87,7 +90,10 @@ def lay_out(extents: array[int], total: int, table: PageTable) -> Layout:
     keys: Sequence[int] = ()
     values: Sequence[Value] = ()
     count = len(table.segments)
-    if len(extents) <= _FEW_EDGES or _MANY_RUNS * len(extents) < count:
+    charged = charge(table, extents)
+    if charged is not None:
+        pass
+    elif len(extents) <= _FEW_EDGES or _MANY_RUNS * len(extents) < count:
         pairs = zip(extents[0::2], extents[1::2], strict=True)
         runs = [(start, end, value, end - start) for low, high in pairs for start, end, value in table.runs(low, high)]
     elif count <= _FEW_RUNS:
@@ -95,11 +101,13 @@ def lay_out(extents: array[int], total: int, table: PageTable) -> Layout:
     else:
         keys, values = table.segments.columns()
     retained, kept = _flagged(table, pages.RETAINED), _flagged(table, pages.KEPT)
-    return Layout(extents, total, table.page_size, table.size, runs, keys, values, retained, kept)
+    return Layout(extents, total, table.page_size, table.size, runs, keys, values, retained, kept, charged)
 
 
 def attribute(layout: Layout) -> Attribution:
     """Charge the committed extents to whoever uses the pages."""
+    if layout.charged is not None:
+        return _as_charged(layout, layout.charged)
     result = Attribution()
     sums: dict[Value, int] = {}
     free: list[tuple[int, int]] = []
@@ -123,6 +131,20 @@ def attribute(layout: Layout) -> Attribution:
         result.charge(0, SYSTEM, nbytes)
         if state != pages.FREE:
             result.waste += nbytes
+    if free:
+        runs = flat.from_starts_and_ends(*(array("q", edges) for edges in zip(*sorted(free), strict=True)))
+        _charge_free(result, layout, flat.intersection(runs, layout.extents))
+    return result
+
+
+def _as_charged(layout: Layout, charged: Charged) -> Attribution:
+    used, waste, free = charged
+    result = Attribution(waste=waste)
+    for owner, kind, nbytes in used:
+        result.charge(owner, kind, nbytes)
+    idle = waste + flat.total(free)
+    if idle:
+        result.charge(0, SYSTEM, idle)
     if free:
         _charge_free(result, layout, free)
     return result
@@ -169,10 +191,8 @@ def _by_run(layout: Layout) -> tuple[list[int], list[int]]:
     return edges, list(map(sub, islice(below, 1, None), below))
 
 
-def _charge_free(result: Attribution, layout: Layout, free: list[tuple[int, int]]) -> None:
-    """Tell what was retained and kept from what nobody wanted committed."""
-    runs = flat.from_starts_and_ends(*(array("q", edges) for edges in zip(*sorted(free), strict=True)))
-    committed = flat.intersection(runs, layout.extents)
+def _charge_free(result: Attribution, layout: Layout, committed: array[int]) -> None:
+    """Of the committed parts of free runs, tell what was retained and kept from what nobody wanted committed."""
     retained = flat.total(flat.intersection(committed, layout.retained))
     result.retained += retained
     result.free_committed += flat.total(committed) - retained

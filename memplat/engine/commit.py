@@ -148,6 +148,8 @@ class Scanner(Turns):
         state = self._state
         file, address = state.file, state.file.address
         total = storage_held(file.fd)
+        if not total:
+            return _Finding("st_blocks", flat.empty(), 0, Storage(0), proven=True)
         if total <= _SOUGHT_BYTES:
             extents = seek_extents(file.fd, 0, MAX_OFFSET, total)
             if flat.total(extents) == total == storage_held(file.fd):

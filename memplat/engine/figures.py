@@ -14,7 +14,6 @@ from memplat.engine.state import EngineState
 from memplat.types import MemoryKind, Storage, Usage
 
 _MAPPED: Final = str(MemoryKind.MAPPED)
-#: Of more owners than that, peaks are kept only for those that have something.
 _MAX_OWNERS: Final = 1 << 16
 
 
@@ -31,13 +30,17 @@ class Figures:
     """What is known of one memory's cost, beside the last scan itself.
 
     :ivar external: what owners have outside of the file
+    :ivar max_owners: of more owners than that, peaks are kept only for those that have something
+    :ivar peak_committed: by owner, the most that a scan has found; of the whole memory for ``None``
+    :ivar peak_allocated: likewise, of allocated bytes
     """
 
     def __init__(self, state: EngineState) -> None:
         self._state = state
         self.external: dict[int, int] = {}
-        self._peak_committed: dict[int | None, int] = {None: 0}  # None: of the whole memory
-        self._peak_allocated: dict[int | None, int] = {None: 0}
+        self.max_owners = _MAX_OWNERS
+        self.peak_committed: dict[int | None, int] = {None: 0}  # None: of the whole memory
+        self.peak_allocated: dict[int | None, int] = {None: 0}
 
     # -- of the whole memory ------------------------------------------------------------------------------------------
 
@@ -52,7 +55,7 @@ class Figures:
         found: dict[int | None, int] = {owner: sum(kinds.values()) for owner, kinds in attribution.by_owner.items()}
         if self._state.limits:
             note_scan_locked(self._state.limits, {**found, 0: found.get(0, 0) - attribution.idle()})
-        _raise(self._peak_committed, {None: total, **found})
+        self._raise(self.peak_committed, {None: total, **found})
         fields = self.ours_locked()
         fields.update(
             as_of=as_of,
@@ -81,7 +84,7 @@ class Figures:
             allocated[kind] += nbytes
             by_owner[owner] = by_owner.get(owner, 0) + nbytes
         by_owner[None] = sum(allocated.values())
-        _raise(self._peak_allocated, by_owner)
+        self._raise(self.peak_allocated, by_owner)
         free, largest = table.free_bytes(), table.largest_free()
         return {
             "allocated": allocated,
@@ -89,8 +92,8 @@ class Figures:
             "free": free,
             "largest_free": largest,
             "fragmentation": 1 - largest / free if free else 0.0,
-            "peak_committed": self._peak_committed[None],
-            "peak_allocated": self._peak_allocated[None],
+            "peak_committed": self.peak_committed[None],
+            "peak_allocated": self.peak_allocated[None],
             "counters": self.counters_locked(),
         }
 
@@ -119,14 +122,14 @@ class Figures:
         limit = self._state.limits.get(owner)
         if limit is not None:
             limit.found = found
-        _raise(self._peak_committed, {owner: found})
+        self._raise(self.peak_committed, {owner: found})
         nobodys = dict.fromkeys(("waste", "retained", "free_committed"), 0)
         return self._owned_locked(usage, owner, kinds, **nobodys, **changes)
 
     def _owned_locked(self, usage: Usage, owner: int, kinds: Mapping[str, int], **changes: Any) -> Usage:
         table = self._state.table
         allocated = {kind: table.allocated.get((kind, owner), 0) for kind in NOTHING}
-        _raise(self._peak_allocated, {owner: sum(allocated.values())})
+        self._raise(self.peak_allocated, {owner: sum(allocated.values())})
         committed = {**NOTHING, **kinds}
         changes.update(
             committed=committed,
@@ -136,8 +139,8 @@ class Figures:
             overhead=0,
             foreign=0,
             total=sum(committed.values()),
-            peak_committed=self._peak_committed.get(owner, 0),
-            peak_allocated=self._peak_allocated.get(owner, 0),
+            peak_committed=self.peak_committed.get(owner, 0),
+            peak_allocated=self.peak_allocated.get(owner, 0),
         )
         return renewed(usage, changes)
 
@@ -161,22 +164,24 @@ class Figures:
 
     def reset_peaks_locked(self, last: Usage | None) -> None:
         """Let the peaks be what is now, as far as that is known."""
-        self._peak_committed = {None: 0}
-        self._peak_allocated = {None: 0}
+        for peaks in (self.peak_committed, self.peak_allocated):  # in place: the compiled core has them, too
+            peaks.clear()
+            peaks[None] = 0
         if last is not None:
-            _raise(self._peak_committed, {None: last.total})
-            _raise(self._peak_committed, {owner: sum(k.values()) for owner, k in last.committed_by_owner.items()})
+            self._raise(self.peak_committed, {None: last.total})
+            self._raise(self.peak_committed, {owner: sum(k.values()) for owner, k in last.committed_by_owner.items()})
         self.ours_locked()
+
+    def _raise(self, peaks: dict[int | None, int], values: Mapping[int | None, int]) -> None:
+        if (
+            len(peaks) > self.max_owners and None in values
+        ):  # new owners for ever: those that have nothing are forgotten
+            for gone in peaks.keys() - values.keys():
+                del peaks[gone]
+        for key, value in values.items():
+            if value > peaks.get(key, 0):
+                peaks[key] = value
 
 
 def _idle(usage: Usage, owner: int) -> int:
     return 0 if owner else usage.waste + usage.retained + usage.free_committed
-
-
-def _raise(peaks: dict[int | None, int], values: Mapping[int | None, int]) -> None:
-    if len(peaks) > _MAX_OWNERS and None in values:  # new owners for ever: those that have nothing now are forgotten
-        for gone in peaks.keys() - values.keys():
-            del peaks[gone]
-    for key, value in values.items():
-        if value > peaks.get(key, 0):
-            peaks[key] = value

@@ -10,14 +10,18 @@ import threading
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from memplat import _core
 from memplat.engine.limits import Limits
 from memplat.engine.pages import PageTable
 from memplat.errors import MemplatError
 from memplat.linux import exporter
+from memplat.ranges import FileRange
 from memplat.types import Usage
+
+#: Owner, kind and committed bytes of what is used; the bytes of waste; the committed parts of free runs, as extents.
+Charged: TypeAlias = "tuple[list[tuple[int, str, int]], int, array[int]]"
 
 
 class PythonHotState:
@@ -30,6 +34,10 @@ class PythonHotState:
     :ivar exposed: somebody may write to free pages: an unpinned view, an address or the descriptor was handed out
     :ivar limits: what owners may have; guarded by ``lock``
     :ivar counters: events
+    :ivar gate: held while a hook decommits, re-entrant
+    :ivar decommitted: what was decommitted since the scanner last looked, ``None`` if too much to tell
+    :ivar peers: somebody else may punch or truncate: the descriptor was handed out
+    :ivar may_prove: the file is shmem, and may be probed without the hooks; see :attr:`BackingFile.is_shmem`
     """
 
     table: PageTable
@@ -39,6 +47,10 @@ class PythonHotState:
     exposed: bool
     limits: Limits
     counters: Counter[str]
+    gate: Any
+    decommitted: list[FileRange] | None
+    peers: bool
+    may_prove: bool
 
 
 class PythonHotReclaimer:
@@ -53,9 +65,13 @@ class PythonHotReclaimer:
 
 
 class PythonHotScanner:
-    """What of the scanner decides whether the host has to be probed.
+    """What of the scanner they depend on.
 
     :ivar last: the last figures
+    :ivar _runner: the thread that scans, 0 if none does
+    :ivar _known: what is committed, as extents of *_known_total* bytes; ``None`` if that is not known for certain
+    :ivar _seen_changes: the changes of the page table when the last scan charged the pages
+    :ivar _whole_ns: what the last scan of the whole file took
     """
 
     last: Usage | None
@@ -63,6 +79,7 @@ class PythonHotScanner:
     _known: array[int] | None
     _known_total: int
     _seen_changes: int
+    _whole_ns: int
 
 
 if TYPE_CHECKING or _core.MODULE is None:
@@ -72,7 +89,7 @@ if TYPE_CHECKING or _core.MODULE is None:
 else:
     HotState = _core.MODULE.HotState
     HotReclaimer = _core.MODULE.HotReclaimer
-    HotScanner = PythonHotScanner
+    HotScanner = _core.MODULE.HotScanner
 
 
 def make_table(page_size: int) -> PageTable:
@@ -96,3 +113,11 @@ def make_leases() -> set[int]:
     """What counts live views by their numbers."""
     made: set[int] = _core.MODULE.Leases() if _core.MODULE is not None else set()
     return made
+
+
+def charge(table: PageTable, extents: array[int]) -> Charged | None:
+    """Whose the pages of *extents* are, with the compiled core; ``None`` with the one in Python. Under the lock."""
+    if _core.MODULE is None or not isinstance(table, _core.MODULE.PageTable):
+        return None
+    charged: Charged = _core.MODULE.charge(table, extents)
+    return charged

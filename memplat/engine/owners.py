@@ -25,23 +25,26 @@ _MANY: Final = 16
 
 
 class Owners:
-    """Scans of one owner's pages, and the last figures of each. Guarded by the memory's lock."""
+    """Scans of one owner's pages, and the last figures of each. Guarded by the memory's lock.
+
+    :ivar figures_of: the last figures of each owner that was scanned alone since the last scan of all
+    """
 
     def __init__(self, state: EngineState, figures: Figures) -> None:
         self._state = state
         self._figures = figures
-        self._last: dict[int, Usage] = {}
+        self.figures_of: dict[int, Usage] = {}
         self._range_ns: float = _RANGE_NS
 
     def last_locked(self, whole: Usage, owner: int) -> Usage:
         """The newest figures of *owner*: of a scan of his own, or his part of the last one of all."""
-        mine = self._last.get(owner)
+        mine = self.figures_of.get(owner)
         newer = mine if mine is not None and mine.as_of > whole.as_of else whole
         return self._figures.part_locked(newer, owner)
 
     def forget_locked(self) -> None:
         """All pages were scanned: whatever is known of one owner is older."""
-        self._last.clear()
+        self.figures_of.clear()
 
     def worth_alone(self, owner: int, whole_ns: int) -> list[FileRange] | None:
         """The ranges that *owner* uses, if probing these costs less than the last scan of all did.
@@ -91,7 +94,7 @@ class Owners:
             state.counters["owner_scan_ns"] += spent
             if len(ranges) >= _MANY:
                 self._range_ns = spent / len(ranges)
-            usage = self._last[owner] = self._figures.owner_locked(
+            usage = self.figures_of[owner] = self._figures.owner_locked(
                 whole,
                 owner,
                 attribution,

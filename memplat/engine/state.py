@@ -72,12 +72,9 @@ class EngineState(HotState):
     :ivar refuse: makes the error that every call gets; ``None`` while the memory is open
     :ivar dropped: ranges of views that died and are still to be unpinned; with True, of references to be dropped
     :ivar exposed: somebody may write to free pages: an unpinned view, an address or the descriptor was handed out
-    :ivar peers: somebody else may punch or truncate: the descriptor was handed out
-    :ivar decommitted: what was decommitted since the scanner last looked, ``None`` if too much to tell
     :ivar limits: what owners may have; guarded by ``lock``
     :ivar counters: events
     :ivar is_plain: what the host spends is ``st_blocks``, the default of ``memplat_storage``, and nobody looks on
-    :ivar may_prove: besides, the file may be probed without the hook; see :attr:`BackingFile.is_shmem`
     :ivar wake: tells the reclaimer that there is waste; replaced by it
     """
 
@@ -117,8 +114,8 @@ class EngineState(HotState):
         self.lock = make_lock()
         self.is_interrupted: Callable[[], bool] = self.lock._is_owned  # noqa: SLF001 -- it is there for this
         self.changed = threading.Condition(self.lock)
-        self.gate = threading.RLock()
-        self.is_decommitting: Callable[[], bool] = self.gate._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
+        self.gate = make_lock()
+        self.is_decommitting: Callable[[], bool] = self.gate._is_owned  # noqa: SLF001
 
     # -- calls and their end ------------------------------------------------------------------------------------------
 

@@ -47,6 +47,10 @@ class Turns(HotScanner, abc.ABC):
         self._owners = Owners(state, self.figures)
         self.last = None
 
+    def parts(self) -> tuple[HotScanner, Figures, dict[int, Usage]]:
+        """What the compiled core has to know of."""
+        return self, self.figures, self._owners.figures_of
+
     @abc.abstractmethod
     def _scan(self) -> Usage:
         """Scan the whole file."""

@@ -16,6 +16,8 @@ from itertools import compress, islice
 from operator import ge, gt, lt
 from typing import Final
 
+from memplat import _core
+
 #: Up to so many extents, loops are quicker than what is done to all of them at once.
 _FEW: Final = 16
 
@@ -29,6 +31,8 @@ def total(extents: Sequence[int]) -> int:
     """The bytes in all extents."""
     if len(extents) == 2:
         return extents[1] - extents[0]  # by far the most frequent case
+    if _core.PROBING is not None and type(extents) is array:
+        return _core.PROBING.total(extents)  # type: ignore[no-any-return]  # an integer
     return sum(extents[1::2]) - sum(extents[0::2])
 
 
@@ -67,11 +71,15 @@ def _merged(starts: Sequence[int], ends: Sequence[int]) -> array[int]:
 
 def union(a: array[int], b: array[int]) -> array[int]:
     """What is in *a*, in *b*, or in both."""
+    if _core.PROBING is not None and (found := _core.PROBING.combine(a, b, True)) is not None:
+        return found  # type: ignore[no-any-return]  # extents
     return _merged(sorted(a[0::2] + b[0::2]), sorted(a[1::2] + b[1::2]))
 
 
 def intersection(a: array[int], b: array[int]) -> array[int]:
     """What is in both *a* and *b*."""
+    if _core.PROBING is not None and (found := _core.PROBING.combine(a, b, False)) is not None:
+        return found  # type: ignore[no-any-return]  # extents
     starts = sorted(a[0::2] + b[0::2])
     ends = sorted(a[1::2] + b[1::2])
     both = list(map(lt, islice(starts, 1, None), ends))
@@ -230,6 +238,8 @@ def measure(extents: Sequence[int], start: int, end: int, page_size: int) -> int
         return 0
     if count == 2 and 0 <= start <= flat[0] < flat[1] <= end and not (flat[0] | flat[1]) & (page_size - 1):
         return flat[1] - flat[0]  # the most frequent answer about a small part
+    if _core.PROBING is not None and (proper := _core.PROBING.measure(flat, start, end, page_size)) >= 0:
+        return proper  # type: ignore[no-any-return]  # an integer
     lanes = _lanes(flat)
     fault = _fault(flat, lanes, start, end, page_size)
     if fault is not None:

@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Callable
 from typing import Final
 
+from memplat import _core
 from memplat.linux import _libc
 from memplat.linux.extents import empty, moved_pairs
 from memplat.linux.files import storage_held
@@ -23,6 +24,8 @@ _REGION_WORDS: Final = 3
 _REGION_BYTES: Final = 8 * _REGION_WORDS
 _FIRST_REGIONS: Final = 512
 _REGIONS: Final = 16384
+#: The kernel has no such call, or a sandbox does not allow it.
+_REFUSALS: Final = (errno.ENOTTY, errno.EPERM, errno.ENOSYS)
 
 
 def pagemap_scan(address: int, start: int, end: int) -> array[int] | None:
@@ -47,7 +50,7 @@ def pagemap_sum(address: int, start: int, end: int) -> tuple[array[int], int] | 
     except OSError:
         return None
     try:
-        return _scan(fd, address, start, end, _libc.ioctl_released)
+        return _scan(fd, address, start, end, held=False)
     finally:
         os.close(fd)
 
@@ -64,13 +67,21 @@ def pagemap_proof(fd: int, address: int, size: int) -> tuple[array[int], int] | 
         return None
     try:
         storage = storage_held(fd)
-        found = _scan(pagemap, address, 0, size, _libc.ioctl_held)
+        found = _scan(pagemap, address, 0, size, held=True)
         return found if found is not None and found[1] == storage == storage_held(fd) else None
     finally:
         _libc.close_held(pagemap)
 
 
-def _scan(fd: int, address: int, start: int, end: int, ioctl: Callable[..., int]) -> tuple[array[int], int] | None:
+def _scan(fd: int, address: int, start: int, end: int, *, held: bool) -> tuple[array[int], int] | None:
+    if _core.PROBING is not None:
+        found: tuple[array[int], int] | int = _core.PROBING.pagemap(fd, address, start, end, held)
+        if not isinstance(found, int):
+            return found
+        if found in _REFUSALS:
+            return None
+        raise OSError(found, f"ioctl(PAGEMAP_SCAN): {os.strerror(found)}")
+    ioctl = _libc.ioctl_held if held else _libc.ioctl_released
     starts, ends = empty(), empty()
     position, limit = address + start, address + end
     regions = array("q", bytes(_REGION_BYTES * _FIRST_REGIONS))
@@ -105,7 +116,7 @@ def _scan_once(fd: int, start: int, end: int, regions: array[int], ioctl: Callab
     where, _ = argument.buffer_info()
     while (count := ioctl(fd, _PAGEMAP_SCAN, where)) < 0:
         code = _libc.last_errno()
-        if code in (errno.ENOTTY, errno.EPERM, errno.ENOSYS):
+        if code in _REFUSALS:
             return 0, -1
         if code != errno.EINTR:
             raise _libc.error("ioctl(PAGEMAP_SCAN)")

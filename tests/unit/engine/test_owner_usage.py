@@ -207,10 +207,9 @@ def test_peaks_of_a_memory_that_was_never_scanned_can_be_reset(memory: Memory) -
     assert (usage.peak_committed, usage.peak_allocated) == (0, PAGE)
 
 
-def test_peaks_of_owners_that_are_gone_are_forgotten_when_there_are_too_many(
-    memory: Memory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("memplat.engine.figures._MAX_OWNERS", 8)
+def test_peaks_of_owners_that_are_gone_are_forgotten_when_there_are_too_many(memory: Memory) -> None:
+    figures = memory._scanner.figures  # type: ignore[attr-defined]
+    figures.max_owners = 8
     memory.allocate(PAGE, owner=1000, fill=b"x")
     for owner in range(1, 30):
         pages = memory.allocate(PAGE, owner=owner, fill=b"x")
@@ -218,9 +217,8 @@ def test_peaks_of_owners_that_are_gone_are_forgotten_when_there_are_too_many(
         memory.decref(pages)
         memory.reclaim()
         memory.update_usage()
-    figures = memory._scanner.figures  # type: ignore[attr-defined]
-    assert len(figures._peak_committed) <= 10
-    assert len(figures._peak_allocated) <= 10
+    assert len(figures.peak_committed) <= 10
+    assert len(figures.peak_allocated) <= 10
     assert memory.usage(owner=1000).peak_committed == PAGE
     assert memory.usage(owner=1).peak_committed == 0
     assert memory.usage().peak_committed == 2 * PAGE

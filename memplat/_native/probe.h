@@ -1,0 +1,168 @@
+/* What a file holds, asked of the kernel: the system calls of memplat/linux/{files,pagemap}.py, in C.
+ *
+ * Nothing here knows Python. Extents are flat: start, end, start, end, and so on, in bytes, sorted, without touching. */
+
+#ifndef MEMPLAT_PROBE_H
+#define MEMPLAT_PROBE_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+/* <linux/fs.h>, from Linux 6.7 on */
+#define MEMPLAT_PAGEMAP_SCAN 0xC0606610UL
+#define MEMPLAT_PRESENT_OR_SWAPPED ((1u << 3) | (1u << 4))
+#define MEMPLAT_REGIONS 8192
+
+typedef struct memplat_region {
+    uint64_t start, end, categories;
+} memplat_region;
+
+typedef struct memplat_scan_arg {
+    uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+    uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+} memplat_scan_arg;
+
+/* Growing extents. */
+typedef struct memplat_extents {
+    int64_t *edges;
+    size_t count, capacity;
+} memplat_extents;
+
+static inline int64_t memplat_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* The bytes that the host spends on a file (st_blocks), and its size; -1 and errno. */
+static inline int memplat_status(int fd, int64_t *storage, int64_t *size) {
+    struct stat status;
+    if (fstat(fd, &status))
+        return -1;
+    *storage = (int64_t)status.st_blocks * 512;
+    *size = (int64_t)status.st_size;
+    return 0;
+}
+
+/* Room for two more edges. */
+static inline int memplat_grow(memplat_extents *found) {
+    if (found->count + 2 <= found->capacity)
+        return 0;
+    size_t capacity = found->capacity ? 2 * found->capacity : 1024;
+    int64_t *edges = (int64_t *)realloc(found->edges, capacity * sizeof *edges);
+    if (!edges) {
+        errno = ENOMEM;
+        return -1;
+    }
+    found->edges = edges;
+    found->capacity = capacity;
+    return 0;
+}
+
+/* Add an extent that begins where the last one ends, or behind. */
+static inline int memplat_append(memplat_extents *found, int64_t start, int64_t end) {
+    if (found->count && found->edges[found->count - 1] == start) {
+        found->edges[found->count - 1] = end;
+        return 0;
+    }
+    if (memplat_grow(found))
+        return -1;
+    found->edges[found->count++] = start;
+    found->edges[found->count++] = end;
+    return 0;
+}
+
+/* All of a file that is nearly empty, by SEEK_DATA on a description of one's own (an offset is shared with everybody who
+ * has the descriptor). How many edges, of 2 * most at the most; -1 if they do not add up to the storage, or whatever. */
+static inline int memplat_seek_few(int fd, int64_t storage, int64_t *edges, int most) {
+    char path[40];
+    int count = 0, own;
+    int64_t position = 0, missing = storage;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    own = open(path, O_RDONLY | O_CLOEXEC);
+    if (own < 0)
+        return -1;
+    while (missing > 0) {
+        int64_t data = lseek(own, position, SEEK_DATA), hole;
+        if (data < position || (hole = lseek(own, data, SEEK_HOLE)) <= data)
+            break;
+        if (count && edges[count - 1] == data) {
+            edges[count - 1] = hole;
+        } else if (count < 2 * most) {
+            edges[count++] = data;
+            edges[count++] = hole;
+        } else {
+            break;
+        }
+        missing -= hole - data;
+        position = hole;
+    }
+    close(own);
+    return missing ? -1 : count;
+}
+
+/* What is in the page tables of [address + start, address + end), as extents of file offsets; the bytes in all, or -1 and
+ * errno. After EINTR it goes on from where it was: *position, which the caller sets to start at the beginning. */
+static inline int64_t memplat_pagemap(
+    int pagemap, uint64_t address, uint64_t end, uint64_t *position, memplat_region *regions, memplat_extents *found
+) {
+    uint64_t limit = address + end;
+    int64_t total = 0;
+    size_t index;
+    while (*position < end) {
+        memplat_scan_arg argument;
+        memset(&argument, 0, sizeof argument);
+        argument.size = sizeof argument;
+        argument.start = address + *position;
+        argument.end = limit;
+        argument.vec = (uint64_t)(uintptr_t)regions;
+        argument.vec_len = MEMPLAT_REGIONS;
+        argument.category_anyof_mask = MEMPLAT_PRESENT_OR_SWAPPED;
+        long count = ioctl(pagemap, MEMPLAT_PAGEMAP_SCAN, &argument);
+        if (count < 0)
+            return -1;
+        if (!count)
+            break;
+        for (index = 0; index < (size_t)count; index++) {
+            if (memplat_append(found, (int64_t)(regions[index].start - address), (int64_t)(regions[index].end - address)))
+                return -1;
+        }
+        /* walk_end can lie below the end of the last region, which would then be reported again. */
+        uint64_t reached = argument.walk_end > regions[count - 1].end ? argument.walk_end : regions[count - 1].end;
+        *position = reached - address;
+    }
+    for (index = 0; index < found->count; index += 2)
+        total += found->edges[index + 1] - found->edges[index];
+    return total;
+}
+
+/* The bytes in all extents, if they are a proper answer of a probe of [start, end) by pages; else -1. */
+static inline int64_t memplat_measure(const int64_t *edges, size_t count, int64_t start, int64_t end, int64_t page_mask) {
+    int64_t total = 0, last = start - 1, odd = 0;
+    size_t index;
+    if (!count)
+        return 0;
+    if (count % 2 || edges[0] < start || start < 0 || edges[count - 1] > end)
+        return -1;
+    for (index = 0; index < count; index += 2) {
+        if (edges[index] <= last || edges[index + 1] <= edges[index])
+            return -1;
+        last = edges[index + 1];
+        odd |= edges[index] | last;
+        total += last - edges[index];
+    }
+    return odd & page_mask ? -1 : total;
+}
+
+#endif
