@@ -376,7 +376,7 @@ cdef class Polls(Calls):
         if owner is None and scanner is not None and memplat_load(state.lock._owner) != PyThread_get_thread_ident():
             if PyFloat_CheckExact(max_age):
                 age = PyFloat_AS_DOUBLE(max_age)
-            elif PyLong_CheckExact(<PyObject*>max_age) and max_age == 0:
+            elif type(max_age) is int and max_age == 0:
                 age = 0
             if age > 0 and state.refuse is None and scanner._as_of >= 0 and memplat_now() / 1e9 - scanner._as_of <= age:
                 return scanner._last
