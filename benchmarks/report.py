@@ -17,7 +17,7 @@ import memplat
 from benchmarks import calibrators, published
 from benchmarks.groups import GROUPS
 from benchmarks.harness import Row
-from benchmarks.targets import Verdict, judge
+from benchmarks.targets import NATIVE_TARGETS, TARGETS, Verdict, judge
 
 _UNITS: Final = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 
@@ -50,7 +50,8 @@ class Report:
 
     def verdicts(self) -> list[Verdict]:
         """What became of the targets."""
-        return judge(self.rows)
+        is_native = self.environment.get("core", "").startswith("native")
+        return judge(self.rows, NATIVE_TARGETS if is_native else TARGETS)
 
     def to_json(self) -> str:
         """The report as JSON, every single run included."""

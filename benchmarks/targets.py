@@ -1,4 +1,4 @@
-"""What the figures have to reach in pure Python, on a quiet machine with two shared cores of today's servers."""
+"""What the figures have to reach, on a quiet machine with two shared cores of today's servers."""
 
 from __future__ import annotations
 
@@ -52,13 +52,24 @@ TARGETS: Final = (
     Target("W2", "64 KiB recycled", 30e-6),
     Target("W3", "2 pages among 1,000,000 holes", 2, relative_to="2 pages among 1,000 holes"),
     Target("W3", "2 MiB aligned among 1,000,000 gaps", 2, relative_to="2 MiB aligned among 1,000 gaps"),
-    # Three times what is asked of the compiled core.
+    # Three times what is asked of the compiled core, see below.
     Target("W4", "first scan, 65,536 one-page extents in 4,096 MiB", 30e-3),
     Target("W4", "one more page, 65,536 one-page extents in 4,096 MiB", 30e-3),
     Target("W4", "first scan, 1,024 MiB contiguous", 0.3e-3),
     Target("W4", "one page in 16,384 MiB", 0.06e-3),
     Target("W4", "nothing new", 7.5e-6),
     Target("W8", "ten threads poll, max_age=0.1", 1 / 0.9, relative_to="nobody polls"),  # less than 10% of throughput
+)
+
+
+#: What is asked of the compiled core where it is stricter; the other targets are the same.
+NATIVE_TARGETS: Final = (
+    *(target for target in TARGETS if target.group != "W4"),
+    Target("W4", "first scan, 65,536 one-page extents in 4,096 MiB", 10e-3),
+    Target("W4", "one more page, 65,536 one-page extents in 4,096 MiB", 10e-3),
+    Target("W4", "first scan, 1,024 MiB contiguous", 0.1e-3),
+    Target("W4", "one page in 16,384 MiB", 0.02e-3),
+    Target("W4", "nothing new", 2.5e-6),
 )
 
 
