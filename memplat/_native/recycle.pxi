@@ -4,6 +4,7 @@
 # GIL need not be released meanwhile, which keeps everybody from closing the memory. All else is
 # memplat/engine/allocation.py's.
 
+from cpython.dict cimport PyDict_SetItem
 from libc.string cimport memset
 
 cdef extern from "present.h":
@@ -30,5 +31,10 @@ cdef bint _take_present(HotState state, uint64_t count, uint32_t account, uint64
     return table._take(count, account, False, False, WASTE, start)
 
 
+cdef object _recycled_bytes = "recycled_bytes"
+
+
 cdef void _count_recycled(HotState state, uint64_t nbytes) noexcept:
-    state.counters["recycled_bytes"] += nbytes
+    """Count it without asking the class of the counters, which has a slow way of its own to set one."""
+    cdef PyObject* known = PyDict_GetItemWithError(state.counters, _recycled_bytes)
+    PyDict_SetItem(state.counters, _recycled_bytes, (<object>known if known != NULL else 0) + nbytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 import memplat
+from memplat.engine import reclaim as engine_reclaim
+from memplat.engine.pages import MAX_RANGES
 from memplat.hookspecs import hookimpl
 from memplat.memory import Memory
 from memplat.ranges import FileRange
@@ -196,6 +199,38 @@ def test_a_great_deal_of_waste_does_not_wait_for_the_delay(open_memory: Opener) 
     memory.decref(pages)
     assert memory.wait_reclaimed(timeout=60) is True
     assert memory.total_usage() == 0
+
+
+@pytest.fixture
+def endless_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a batch of many ranges the reclaimer leaves others alone for good, whether they work or not."""
+    monkeypatch.setattr(engine_reclaim, "_PEACE", 1e9)
+    monkeypatch.setattr(engine_reclaim, "_used_by_others", itertools.count().__next__)
+
+
+@pytest.mark.usefixtures("endless_rests")
+def test_a_reclaimer_that_leaves_others_alone_hurries_for_those_who_wait(open_memory: Opener) -> None:
+    memory = open_memory(reclaim="background", reclaim_delay=0)
+    for _ in range(2):
+        pages = every_other_page_freed(memory, 3 * MAX_RANGES)
+        assert within(lambda: memory.wait_reclaimed(timeout=60))
+        assert memory.total_usage() == 3 * MAX_RANGES * PAGE
+        for page in range(1, 6 * MAX_RANGES, 2):
+            memory.decref(part(pages, page))
+        assert within(lambda: memory.wait_reclaimed(timeout=60))
+        assert memory.total_usage() == 0
+
+
+@pytest.mark.usefixtures("endless_rests")
+def test_a_reclaimer_that_leaves_others_alone_keeps_neither_reclaim_nor_close_waiting(open_memory: Opener) -> None:
+    memory = open_memory(reclaim="background", reclaim_delay=0)
+    pages = every_other_page_freed(memory, 3 * MAX_RANGES)
+    within(memory.reclaim)
+    for page in range(1, 6 * MAX_RANGES, 2):
+        memory.decref(part(pages, page))
+    every_other_page_freed(memory, 3 * MAX_RANGES)
+    with pytest.warns(ResourceWarning, match="still referenced"):
+        within(memory.close)
 
 
 @pytest.mark.parametrize("reclaim", ["manual", "background"])
