@@ -85,7 +85,7 @@ class Scanner(Turns):
         else:
             with state.lock:
                 state.decommitted = []
-            finding = (self._prove() if state.may_prove else None) or self._look(storage)
+            finding = (self._prove(storage) if state.may_prove else None) or self._look(storage)
         with state.lock:
             meanwhile, state.decommitted = state.decommitted, []
             quiet = meanwhile == []
@@ -141,19 +141,19 @@ class Scanner(Turns):
         self._known_total = flat.total(known)
         return known
 
-    def _prove(self) -> _Finding | None:
+    def _prove(self, before: Storage) -> _Finding | None:
         """What is committed in a small file, or in one that is nearly empty, proven without asking the backend, and
         without letting other Python threads touch anything meanwhile. ``None`` where that does not succeed.
         """
         state = self._state
         file, address = state.file, state.file.address
-        total = storage_held(file.fd)
+        total = before.total
         if not total:
-            return _Finding("st_blocks", flat.empty(), 0, Storage(0), proven=True)
+            return _Finding("st_blocks", flat.empty(), 0, before, proven=True)
         if total <= _SOUGHT_BYTES:
             extents = seek_extents(file.fd, 0, MAX_OFFSET, total)
             if flat.total(extents) == total == storage_held(file.fd):
-                return _Finding("seek_data", extents, total, Storage(total), proven=True)
+                return _Finding("seek_data", extents, total, before, proven=True)
         if address is None or not total < file.size <= _HELD_BYTES:
             return None
         found = pagemap_proof(file.fd, address, file.size)
