@@ -5,8 +5,8 @@
  * die are kept, a few, with their ints, and the next ones are made of them. Nobody can see that: a range is only kept
  * when its last reference has gone, and so is an int.
  *
- * Neither without the GIL, nor where the interpreter keeps lists of all objects, nor from 3.14 on, where a tuple keeps its
- * hash. Ints are given another value only where their layout is known: that of Python 3.11.
+ * All this only where it was tested: in Python 3.11, with the GIL, and where the interpreter keeps no lists of all objects.
+ * Elsewhere ranges are made as any tuple is.
  */
 
 #ifndef MEMPLAT_RANGES_H
@@ -15,13 +15,13 @@
 #include <Python.h>
 #include <stdint.h>
 
-#if defined(Py_GIL_DISABLED) || defined(Py_TRACE_REFS) || PY_VERSION_HEX >= 0x030E0000
+#if defined(Py_GIL_DISABLED) || defined(Py_TRACE_REFS) || PY_VERSION_HEX >= 0x030C0000
 #define RANGES_KEEP 0
 #else
 #define RANGES_KEEP 1
 #endif
 
-#if RANGES_KEEP && PY_VERSION_HEX < 0x030C0000 && PYLONG_BITS_IN_DIGIT == 30
+#if RANGES_KEEP && PYLONG_BITS_IN_DIGIT == 30
 #define RANGES_KNOW_INTS 1
 #include <cpython/longintrepr.h>
 #else
