@@ -48,23 +48,33 @@ def map_count() -> int:
     return len(Path("/proc/self/maps").read_text(errors="replace").splitlines())
 
 
-def assert_nothing_leaks(cycle: Callable[[], None], times: int) -> None:
-    """Run *cycle* so many times; descriptors, threads, mappings and memory are as before."""
-    for _ in range(300):  # what is made once is made now
+def assert_nothing_leaks(cycle: Callable[[], None], times: int) -> int:
+    """Run *cycle* so many times, and again if memory has grown: arenas and stacks of threads fill up at their leisure,
+    a leak goes on. Descriptors, threads, mappings and memory are as before. How many cycles there were.
+    """
+    done = 300
+    for _ in range(done):  # what is made once is made now
         cycle()
     gc.collect()
     objects = len(gc.get_objects())
     before = (len(descriptors()), tasks(), map_count())
-    virtual, resident = virtual_bytes(), resident_bytes()
-    for _ in range(times):
-        cycle()
-    gc.collect()
-    threads_ended(before[1])
+    virtual = virtual_bytes()
+    for _ in range(3):
+        resident = resident_bytes()
+        for _ in range(times):
+            cycle()
+        done += times
+        gc.collect()
+        threads_ended(before[1])
+        grown = resident_bytes() - resident
+        if grown < times * 8 * 1024:
+            break
     assert len(descriptors()) == before[0]
     assert map_count() <= before[2] + 8, "the interpreter's own arenas come and go, a few at most"
     assert virtual_bytes() - virtual < times * MIB, "each memory reserves 64 times as much address space"
-    assert resident_bytes() - resident < times * 12 * 1024, "the stacks and arenas of a thousand threads, at most"
+    assert grown < times * 8 * 1024, "it went on growing"
     assert len(gc.get_objects()) - objects < times // 2
+    return done
 
 
 def use(memory: Memory) -> None:
@@ -104,9 +114,9 @@ def test_a_thousand_memories_dropped_without_close_leak_nothing_and_are_warned_a
     with warnings.catch_warnings():
         warnings.simplefilter("always", ResourceWarning)
         monkeypatch.setattr(warnings, "showwarning", count)
-        assert_nothing_leaks(cycle, 1_000)
+        cycles = assert_nothing_leaks(cycle, 1_000)
         gc.collect()
-    assert told["ResourceWarning"] == 1_300
+    assert told["ResourceWarning"] == cycles
 
 
 def test_a_memory_dropped_in_a_cycle_with_live_views_and_references_is_closed_too() -> None:
