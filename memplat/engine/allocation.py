@@ -113,7 +113,8 @@ class Allocator:
                     return taken, unknown or state.exposed
                 size, busy = table.size, table.size - table.free_bytes()
             if over is not None:
-                self._ask_or_raise(request, over)
+                if not state.collect():
+                    self._ask_or_raise(request, over)
                 continue
             cause = self._grow_or_borrow(request, size)
             if cause is None:
@@ -123,6 +124,7 @@ class Allocator:
             if lowest is not None and busy >= lowest:
                 raise self.out_of_memory(request, cause) from (cause if isinstance(cause, OSError) else None)
             lowest = busy
+            state.collect()
             if not self._reclaimer.make_room():
                 self._ask(request)
 

@@ -9,6 +9,7 @@ import socket
 import time
 import weakref
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from memplat import peers, wire
@@ -75,6 +76,7 @@ class Shares:
             if self._closed:
                 raise closed()
             self._service = waiting
+            self._state.collect = partial(_collect, self._weak)
             self._open_descriptor(writable)
             if self.slots is None:
                 try:
@@ -135,6 +137,10 @@ class Shares:
                         log.exception("memplat: the reference of a share was not there any more")
                 share.has_ended()
 
+    def collect(self) -> bool:
+        """End the shares that peers have let go, whether or not the service has noticed. Whether there were any."""
+        return self._service is not None and self._service.look(self)
+
     def give_up(self, share: Share) -> None:
         """See :meth:`memplat.engine.leases.Owner.give_up`."""
         if self._service is not None:
@@ -181,6 +187,11 @@ class Shares:
                 self._close_descriptors()
             else:
                 self._let_peers_go(waiting)
+
+
+def _collect(reference: weakref.ref[Owner]) -> bool:
+    shares = reference()
+    return isinstance(shares, Shares) and shares.collect()
 
 
 def _is_sealed(fd: int) -> bool:

@@ -76,6 +76,7 @@ class EngineState(HotState):
     :ivar counters: events
     :ivar is_plain: what the host spends is ``st_blocks``, the default of ``memplat_storage``, and nobody looks on
     :ivar wake: tells the reclaimer that there is waste; replaced by it
+    :ivar collect: drops the references that peers have let go; whether there were any; replaced by the shares
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class EngineState(HotState):
         self.limits: Limits = {}
         self.counters = Counter(dict.fromkeys(_COUNTERS, 0))
         self.wake: Callable[[], None] = lambda: None
+        self.collect: Callable[[], bool] = lambda: False
         self.memory: weakref.ref[Memory] | None = None
         self.is_plain = answerer(hooks, "memplat_storage") == DEFAULTS
         prober = answerer(hooks, "memplat_probe_committed")

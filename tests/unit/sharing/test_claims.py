@@ -19,6 +19,7 @@ import pytest
 
 import memplat
 from memplat import claims, peers, wire
+from memplat.engine.service import service
 from memplat.linux import locks
 from memplat.memory import Memory
 from memplat.sharing import TOKEN
@@ -427,3 +428,19 @@ def test_locks_belong_to_descriptions(tmp_path: Path) -> None:
     assert locks.try_lock(second, 7)
     locks.unlock(second, 7)
     os.close(second)
+
+
+@pytest.mark.parametrize("limited", [False, True], ids=["all of max_size", "all that the owner may have"])
+def test_what_a_peer_has_just_let_go_is_there_for_the_next_allocation(memory: Memory, limited: bool) -> None:
+    if limited:
+        memory.set_limit(7, allocated=PAGE)
+    length = PAGE if limited else 64 << 20
+    pages = memory.allocate(length, owner=7)
+    view = memplat.attach(memory.share(pages))
+    memory.decref(pages)
+    with service().lock:  # the thread that looks cannot
+        view.release()
+        del view
+        again = memory.allocate(length, owner=7)
+    assert refs(memory, again) == 1
+    memory.decref(again)
