@@ -6,22 +6,25 @@ import os
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Final
 
 from benchmarks.calibrators import PAGE
 from benchmarks.harness import Case, check
 from benchmarks.memories import OWNERS, Stopwatch, allocate_many, open_memory, touch
-from memplat import Memory, Usage
+from memplat import Usage
 from memplat.ranges import MIB
 
 TITLE: Final = "W8: figures that are polled"
 NOTE: Final = (
     "Pairs of free and allocate as in W1 among 1,000 live allocations, every 16th of which is touched; beside it, "
-    "threads that ask `update_usage()` a thousand times a second each. What they are told of an owner whose pages "
-    "never change has to be right each time, to the byte, the figures have to add up, and in the end their total has "
-    "to be what fstat says. *Oldest*: the age of the oldest figures that any poll got."
+    "threads that ask `update_usage()`, a thousand times a second each where nothing else is said. What they are told "
+    "of an owner whose pages never change has to be right each time, to the byte, the figures have to add up, and in "
+    "the end their total has to be what fstat says. *Oldest*: the age of the oldest figures that any poll got. Threads "
+    "that *wake up and ask nothing* show what the interpreter takes for ten thousand wake-ups a second, whatever is "
+    "called then."
 )
 
 _LIVE: Final = 1_000
@@ -34,12 +37,12 @@ _STABLE_BYTES: Final = 16 * MIB
 
 
 class Poller(threading.Thread):
-    """Asks for figures at 1 kHz, as far as it gets to run, and checks them."""
+    """Asks for figures once in each period (seconds), as far as it gets to run, and checks them."""
 
-    def __init__(self, memory: Memory, max_age: float, stop: threading.Event) -> None:
+    def __init__(self, ask: Callable[[], Usage], period: float, stop: threading.Event) -> None:
         super().__init__(daemon=True)
-        self._memory = memory
-        self._max_age = max_age
+        self._ask = ask
+        self._period = period
         self._over = stop
         self.polls = 0
         self.seconds = 0.0
@@ -47,12 +50,12 @@ class Poller(threading.Thread):
         self.wrong = ""
 
     def run(self) -> None:
-        update, max_age, clock = self._memory.update_usage, self._max_age, time.monotonic
+        ask, period, clock = self._ask, self._period, time.monotonic
         checked: Usage | None = None
         due = clock()
         while not self._over.is_set():
             began = clock()
-            usage = update(max_age=max_age)
+            usage = ask()
             now = clock()
             self.seconds += now - began
             self.polls += 1
@@ -60,7 +63,7 @@ class Poller(threading.Thread):
                 self.wrong = self.wrong or _fault(usage)
                 checked = usage
             self.oldest = max(self.oldest, now - usage.as_of)
-            due = max(due + _PERIOD, now)
+            due = max(due + period, now)
             time.sleep(due - now)
 
 
@@ -78,15 +81,17 @@ class Polled(Case):
     """Pairs of decref and allocate, with so many threads that poll.
 
     :ivar threads: how many poll
-    :ivar max_age: what they allow
+    :ivar max_age: what they allow; ``None``: they wake up and ask nothing
+    :ivar period: the time between two polls of one thread, in seconds
     """
 
     unit = "pair"
 
-    def __init__(self, name: str, threads: int, max_age: float, pairs: int) -> None:
+    def __init__(self, name: str, threads: int, max_age: float | None, pairs: int, period: float = _PERIOD) -> None:
         self.name = name
         self.threads = threads
         self.max_age = max_age
+        self.period = period
         self._pairs = pairs
         self._random = random.Random(8)
 
@@ -109,7 +114,8 @@ class Polled(Case):
 
     def measure(self) -> Mapping[str, float]:
         over = threading.Event()
-        pollers = [Poller(self._memory, self.max_age, over) for _ in range(self.threads)]
+        ask = self._ask()
+        pollers = [Poller(ask, self.period, over) for _ in range(self.threads)]
         for poller in pollers:
             poller.start()
         seconds = self._churn()
@@ -119,11 +125,17 @@ class Polled(Case):
         self._check(pollers)
         figures = {"": seconds / self._pairs}
         polls = sum(poller.polls for poller in pollers)
-        if polls:
+        if polls and self.max_age is not None:
             figures["a call, waiting for the interpreter included"] = sum(p.seconds for p in pollers) / polls
             figures["time between two polls"] = seconds / polls
             figures["oldest"] = max(poller.oldest for poller in pollers)
         return figures
+
+    def _ask(self) -> Callable[[], Usage]:
+        if self.max_age is not None:
+            return partial(self._memory.update_usage, max_age=self.max_age)
+        usage = self._memory.update_usage()
+        return lambda: usage
 
     def _churn(self) -> float:
         live, memory = self._live, self._memory
@@ -152,6 +164,8 @@ def cases(size: str) -> list[Case]:
     return [
         Polled("nobody polls", 0, 0.0, pairs),
         Polled("ten threads poll, max_age=0.1", 10, 0.1, pairs),
+        Polled("ten threads wake up and ask nothing", 10, None, pairs),
+        Polled("ten threads poll a thousand times a second together, max_age=0.1", 10, 0.1, pairs, 10 * _PERIOD),
         Polled("one thread polls, max_age=0", 1, 0.0, pairs),
         Polled("ten threads poll, max_age=0", 10, 0.0, pairs),
     ]
