@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
@@ -148,9 +149,14 @@ class Case:
 
     def give_back(self, memory: Memory) -> None:
         """Reclaim all that nobody holds. A scan finds the free pages that a huge page committed beside a used one."""
-        memory.reclaim()
+        self.reclaim(memory)
         memory.update_usage()
-        memory.reclaim()
+        self.reclaim(memory)
+
+    @staticmethod
+    def reclaim(memory: Memory) -> int:
+        """Give back waste alone: without a limit the engine also looks for what a decommit has left behind."""
+        return memory.reclaim(sys.maxsize)
 
     def spent(self, memory: Memory, pages: FileRange) -> int:
         """What *pages* cost, or, where the host does not say, all of the file."""

@@ -5,6 +5,7 @@ The sequences are the same in every run, so that a failure can be repeated.
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Final, NoReturn
 
 from hypothesis import HealthCheck, Phase, settings
@@ -153,7 +154,7 @@ class _Machine(RuleBasedStateMachine):
         """Waste goes back to the host."""
         self._say("reclaim()")
         self._changed = False
-        self._memory.reclaim()
+        self._memory.reclaim(sys.maxsize)
 
     @precondition(lambda self: self._changed)
     @rule()

@@ -60,7 +60,7 @@ def a_committed_page_is_there_and_stays_there(case: Case) -> None:
     pages = case.allocate(memory, count)
     case.fill(memory, pages)
     memory.decref(pages)
-    memory.reclaim()
+    case.reclaim(memory)
     again = case.allocate(memory, count, mode=AllocationMode.COMMITTED)
     spent = observer.data_bytes()
     expect(spent >= again.length, f"{again.length} bytes of committed pages cost only {spent} bytes")
@@ -68,7 +68,7 @@ def a_committed_page_is_there_and_stays_there(case: Case) -> None:
     memory.update_usage()
     other = case.allocate(memory, 1)
     memory.decref(other)
-    memory.reclaim()
+    case.reclaim(memory)
     expect(case.filled(memory, again, 1), "committed pages lost their content, though nobody freed or decommitted them")
 
 

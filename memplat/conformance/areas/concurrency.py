@@ -29,7 +29,7 @@ def pages_can_be_written_while_their_neighbours_are_given_back(case: Case) -> No
     page = memory.page_size
     pages = case.allocate(memory, case.pages(memory, 3, 3))
     memory.decref(pages.part(page, page))
-    memory.reclaim()
+    case.reclaim(memory)
     done = threading.Event()
 
     def write(own: FileRange) -> None:
@@ -51,7 +51,7 @@ def pages_can_be_written_while_their_neighbours_are_given_back(case: Case) -> No
                         raise CheckFailedError("a page is not zero that was handed out while others write")
                     view[:] = b"\xff" * page
                 memory.decref(between)
-                memory.reclaim()
+                case.reclaim(memory)
         finally:
             done.set()
 

@@ -88,7 +88,7 @@ def every_range_of_a_batch_is_decommitted(case: Case) -> None:
     freed = [used.part(first * page, page * (1 + first % 3)) for first in range(0, count - 4, 4)]
     for part in freed:
         memory.decref(part)
-    memory.reclaim()
+    case.reclaim(memory)
     given = before - observer.data_bytes()
     wanted = sum(part.length for part in freed)
     expect(given >= wanted, f"{wanted} bytes in {len(freed)} pieces were freed, and the host has got {given} back")

@@ -86,7 +86,7 @@ def what_was_freed_can_be_reserved_again(case: Case) -> None:
     pieces = _take_all(case, memory)
     for piece in pieces:
         memory.decref(piece)
-    memory.reclaim()
+    case.reclaim(memory)
     again = _take_all(case, memory)
     had, got = (sum(piece.length for piece in taken) for taken in (pieces, again))
     expect(got >= had * 3 // 4, f"{had} bytes could be reserved, and only {got} again after they were freed")
@@ -155,8 +155,8 @@ def _open_on_scarce_host(case: Case) -> Memory:
             break
         except OutOfMemory:  # nor is what is left
             ballast.decref(held.pop())
-            ballast.reclaim()
-    memory.reclaim()
+            case.reclaim(ballast)
+    case.reclaim(memory)
     return memory
 
 

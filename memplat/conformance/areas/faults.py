@@ -71,7 +71,7 @@ def signals_do_not_disturb(case: Case) -> None:
             break
         except OutOfMemory:
             count //= 2
-    memory.reclaim()
+    case.reclaim(memory)
     for _ in range(_INTERRUPTED_ROUNDS):
         _send_signals()
         pages = memory.allocate(count * memory.page_size, mode=mode)

@@ -75,7 +75,7 @@ def a_page_can_be_allocated_written_read_and_freed(case: Case) -> None:
         got = bytes(view[:4]), bytes(view[-4:])
     expect(got == (b"page", b"last"), f"wrote b'page' and b'last', read {got}")
     memory.decref(pages)
-    memory.reclaim()
+    case.reclaim(memory)
 
 
 @check("LIFE-05", rule="1.5", after="LIFE-04")
@@ -121,7 +121,7 @@ def _use_once(case: Case) -> None:
     pages = memory.allocate(memory.page_size)
     memory.write(pages, b"x")
     memory.decref(pages)
-    memory.reclaim()
+    case.reclaim(memory)
     memory.close()
 
 
@@ -255,7 +255,7 @@ def an_open_empty_file_can_be_adopted(case: Case) -> None:
     expect(told == spent, f"total_usage of an adopted file is {told}, fstat says {spent}")
     memory.update_usage()
     memory.decref(pages)
-    memory.reclaim()
+    case.reclaim(memory)
     got = memory.read(again := case.allocate(memory, 2))
     expect(got == bytes(again.length), "pages of an adopted file are not zero when they are handed out again")
 

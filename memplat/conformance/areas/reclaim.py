@@ -42,7 +42,7 @@ def thousands_of_pieces_are_reclaimed(case: Case) -> None:
     pieces = [FileRange(start, start + page) for start in range(used.start, used.end, 2 * page)]
     for piece in pieces:
         memory.decref(piece)
-    memory.reclaim()
+    case.reclaim(memory)
     given = before - observer.data_bytes()
     wanted = len(pieces) * page
     expect(given == wanted, f"{wanted} bytes in {len(pieces)} pieces were freed, and the host has got {given} back")

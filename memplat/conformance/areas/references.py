@@ -18,7 +18,7 @@ def referenced_pages_survive_the_freeing_of_their_neighbours(case: Case) -> None
     freed = [number for number in range(count) if number % 4 in (1, 2)]
     for number in freed:
         memory.decref(used.part(number * page, page))
-    memory.reclaim()
+    case.reclaim(memory)
     kept = [used.part(number * page, page) for number in range(count) if number not in freed]
     lost = [part for part in kept if not case.filled(memory, part)]
     expect(not lost, f"{len(lost)} of {len(kept)} pages that are still referenced lost their content: {lost[:4]}")
@@ -36,7 +36,7 @@ def pages_under_a_view_survive_their_last_reference(case: Case) -> None:
     view = memory.view(looked_at)
     before = bytes(view)
     memory.decref(used)
-    memory.reclaim()
+    case.reclaim(memory)
     expect(bytes(view) == before, "pages that a view looks at changed when their last reference was dropped")
     view[:] = bytes(len(view))
     other = case.allocate(memory, count - 4)

@@ -72,6 +72,6 @@ def the_offset_of_the_descriptor_is_left_alone(case: Case) -> None:
     memory.update_usage()
     memory.decommit(pages.part(2 * page, page), release=True)
     memory.decref(pages)
-    memory.reclaim()
+    case.reclaim(memory)
     now = os.lseek(observer.fd, 0, os.SEEK_CUR)
     expect(now == page, f"the offset of the shared descriptor was {page}, and is {now} after probing and decommitting")

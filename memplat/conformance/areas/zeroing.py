@@ -43,17 +43,17 @@ def pages_that_were_given_back_are_zero(case: Case) -> None:
         case.fill(memory, used, count)
         apart = used.part(0, page)
         memory.decref(apart)
-        memory.reclaim()
+        case.reclaim(memory)
         if used.length > page:
             memory.decref(used.part(page, used.length - page))
-        memory.reclaim()
+        case.reclaim(memory)
         again = case.allocate(memory, used.length // page)
         expect(
             case.observer(memory).is_zero(*_at(again)),
             f"pages that were given back ({count} in one piece) are not zero when they are handed out again",
         )
         memory.decref(again)
-        memory.reclaim()
+        case.reclaim(memory)
 
 
 def _at(pages: tuple[int, int]) -> tuple[int, int]:
