@@ -117,7 +117,7 @@ class EngineState(HotState):
         self.is_interrupted: Callable[[], bool] = self.lock._is_owned  # noqa: SLF001 -- it is there for this
         self.changed = threading.Condition(self.lock)
         self.gate = make_lock()
-        self.is_decommitting: Callable[[], bool] = self.gate._is_owned  # noqa: SLF001
+        self.is_decommitting: Callable[[], bool] = self.gate._is_owned  # noqa: SLF001 -- as above
 
     # -- calls and their end ------------------------------------------------------------------------------------------
 

@@ -208,7 +208,7 @@ def test_peaks_of_a_memory_that_was_never_scanned_can_be_reset(memory: Memory) -
 
 
 def test_peaks_of_owners_that_are_gone_are_forgotten_when_there_are_too_many(memory: Memory) -> None:
-    figures = memory._scanner.figures  # type: ignore[attr-defined]
+    figures = memory._scanner.figures  # type: ignore[attr-defined]  # no part of the contract
     figures.max_owners = 8
     memory.allocate(PAGE, owner=1000, fill=b"x")
     for owner in range(1, 30):
