@@ -162,7 +162,8 @@ cdef bint _take_known(HotState state, HotScanner scanner, _Finding found) except
     if PyObject_Size(state.decommitted) > FEW_DECOMMITS:
         return False
     found.count = <int>len(known)
-    memcpy(found.edges, known.data.as_longlongs, found.count * sizeof(int64_t))
+    if found.count:  # an empty array has no address, and memcpy may be given none
+        memcpy(found.edges, known.data.as_longlongs, found.count * sizeof(int64_t))
     for pages in <list>state.decommitted:
         if not _read_range(pages, <uint64_t>-1 >> 1, 0, &start, &end) or not found.subtract(start, end):
             return False
@@ -220,7 +221,8 @@ cdef int _look(HotState state, HotScanner scanner, _Finding found, array.array k
     if not found.note_table(table, True):
         return 0
     array.resize(known, found.count)
-    memcpy(known.data.as_longlongs, found.edges, found.count * sizeof(int64_t))
+    if found.count:
+        memcpy(known.data.as_longlongs, found.edges, found.count * sizeof(int64_t))
     scanner._known = known
     scanner._known_total = found.storage
     scanner._seen_changes = <int64_t>found.changes
