@@ -10,6 +10,7 @@
 #endif
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -110,6 +111,108 @@ static inline int memplat_seek_few(int fd, int64_t storage, int64_t *edges, int 
     }
     close(own);
     return missing ? -1 : count;
+}
+
+/* How a walk ended: at the end of what was asked for, not yet, or with the errno of one of the two seeks. */
+enum { MEMPLAT_WALKED, MEMPLAT_MORE, MEMPLAT_NO_DATA, MEMPLAT_NO_HOLE, MEMPLAT_STALLED };
+
+/* A walk along the data of a file. */
+typedef struct memplat_walk {
+    int64_t position, end, missing;  /* missing: bytes after which there cannot be any more */
+    int stalled;
+} memplat_walk;
+
+#define MEMPLAT_MOST_STALLS 1000
+
+/* Go on for so many extents, by SEEK_DATA and SEEK_HOLE. See memplat/linux/files.py, whose _walk() this is. */
+static inline int memplat_seek(int fd, memplat_walk *walk, size_t steps, memplat_extents *found) {
+    for (; walk->position < walk->end && walk->missing > 0; steps--) {
+        int64_t data, hole;
+        if (!steps)
+            return MEMPLAT_MORE;
+        data = lseek(fd, walk->position, SEEK_DATA);
+        if (data < 0)
+            return errno == ENXIO ? MEMPLAT_WALKED : MEMPLAT_NO_DATA;
+        if (data >= walk->end)
+            break;
+        hole = lseek(fd, data, SEEK_HOLE);
+        if (hole < 0)
+            return errno == ENXIO ? MEMPLAT_WALKED : MEMPLAT_NO_HOLE; /* truncated between the two calls */
+        /* A hole may be data a moment later (no extent of its own), and data a hole. */
+        if (hole > data && memplat_append(found, data, hole < walk->end ? hole : walk->end)) {
+            errno = ENOMEM;
+            return MEMPLAT_NO_DATA;
+        }
+        walk->stalled = hole <= walk->position ? walk->stalled + 1 : 0;
+        if (walk->stalled > MEMPLAT_MOST_STALLS || data < walk->position)
+            return MEMPLAT_STALLED;
+        walk->missing -= hole - data;
+        walk->position = hole;
+    }
+    return MEMPLAT_WALKED;
+}
+
+/* <linux/fs.h>, <linux/fiemap.h> */
+#define MEMPLAT_FIEMAP 0xC020660BUL
+#define MEMPLAT_FIEMAP_LAST 0x0001u
+#define MEMPLAT_FIEMAP_DELALLOC 0x0004u
+#define MEMPLAT_FIEMAP_CAPACITY 8192
+#define MEMPLAT_FIEMAP_FIRST 128
+
+typedef struct memplat_fiemap_extent {
+    uint64_t logical, physical, length, reserved[2];
+    uint32_t flags, more[3];
+} memplat_fiemap_extent;
+
+typedef struct memplat_fiemap {
+    uint64_t start, length;
+    uint32_t flags, mapped, capacity, reserved;
+    memplat_fiemap_extent extents[MEMPLAT_FIEMAP_CAPACITY];
+} memplat_fiemap;
+
+/* What of a file has disk blocks. */
+typedef struct memplat_blocks {
+    int64_t start, end, position;
+    size_t count, delayed; /* of the file system's own extents */
+} memplat_blocks;
+
+/* Go on for so many calls, with a buffer of one's own. 0: all of it is found; 1: not yet; -1 and errno. */
+static inline int memplat_map_blocks(
+    int fd, memplat_blocks *walk, size_t calls, memplat_fiemap *map, memplat_extents *found
+) {
+    for (; walk->position < walk->end; calls--) {
+        int64_t reached = 0;
+        uint32_t index;
+        if (!calls)
+            return 1;
+        memset(map, 0, offsetof(memplat_fiemap, extents));
+        map->start = (uint64_t)walk->position;
+        map->length = (uint64_t)(walk->end - walk->position);
+        map->capacity = walk->count ? MEMPLAT_FIEMAP_CAPACITY : MEMPLAT_FIEMAP_FIRST;
+        if (ioctl(fd, MEMPLAT_FIEMAP, map))
+            return -1;
+        if (!map->mapped)
+            break;
+        for (index = 0; index < map->mapped; index++) {
+            memplat_fiemap_extent *extent = &map->extents[index];
+            int64_t start = (int64_t)extent->logical, end = (int64_t)(extent->logical + extent->length);
+            /* It may reach outside of what was asked for, or have grown into what is listed already. */
+            int64_t floor = found->count ? found->edges[found->count - 1] : walk->start;
+            walk->count++;
+            walk->delayed += extent->flags & MEMPLAT_FIEMAP_DELALLOC ? 1 : 0;
+            reached = end > reached ? end : reached;
+            start = start > floor ? start : floor;
+            end = end < walk->end ? end : walk->end;
+            if (start < end && memplat_append(found, start, end)) {
+                errno = ENOMEM;
+                return -1;
+            }
+        }
+        walk->position = reached > walk->position ? reached : walk->position + 1;
+        if (map->extents[map->mapped - 1].flags & MEMPLAT_FIEMAP_LAST)
+            break;
+    }
+    return 0;
 }
 
 /* What is in the page tables of [address + start, address + end), as extents of file offsets; the bytes in all, or -1 and

@@ -1,6 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: freethreading_compatible=True, binding=False, embedsignature=False, nonecheck=False, auto_pickle=False
-"""Probing, and extents, in C: what :mod:`memplat.linux.pagemap` and :mod:`memplat.linux.extents` do in Python.
+"""Probing, and extents, in C: what :mod:`memplat.linux.pagemap`, :mod:`memplat.linux.files` (along the data of a file),
+:mod:`memplat.linux.fiemap` and :mod:`memplat.linux.extents` do in Python.
 
 Nothing is raised here but by signal handlers and for want of memory; the host's errors are returned, and worded in
 Python. What is wrong with extents is said there, too.
@@ -26,7 +27,34 @@ cdef extern from "probe.h":
     int64_t memplat_pagemap(
         int pagemap, uint64_t address, uint64_t end, uint64_t* position, memplat_region* regions, memplat_extents* found
     ) nogil
+    int MEMPLAT_WALKED, MEMPLAT_MORE
+    ctypedef struct memplat_walk:
+        int64_t position, end, missing
+        int stalled
+    int memplat_seek(int fd, memplat_walk* walk, size_t steps, memplat_extents* found) nogil
+    ctypedef struct memplat_fiemap:
+        pass
+    ctypedef struct memplat_blocks:
+        int64_t start, end, position
+        size_t count, delayed
+    int memplat_map_blocks(
+        int fd, memplat_blocks* walk, size_t calls, memplat_fiemap* map, memplat_extents* found
+    ) nogil
     int64_t memplat_measure(const int64_t* edges, size_t count, int64_t start, int64_t end, int64_t page_mask) nogil
+
+cdef extern from *:
+    """
+    #include <fcntl.h>
+    #include <unistd.h>
+    """
+    int open(const char* path, int flags) nogil
+    int close(int fd) nogil
+    const int O_RDONLY, O_CLOEXEC
+
+cdef enum:
+    #: Between two looks for signals: what takes 10 to 60 ms.
+    SEEKS = 1 << 14
+    FIEMAPS = 16
 
 cdef Array _offsets = _array("q")
 
@@ -71,6 +99,72 @@ def pagemap(int fd, uint64_t address, uint64_t start, uint64_t end, bint held):
             PyErr_CheckSignals()
     finally:
         free(regions)
+        free(found.edges)
+
+
+def seek(int fd, int64_t start, int64_t end, int64_t at_most, bint held):
+    """The data of a file, as (extents, how it ended, errno); ``None`` if the file cannot be opened again.
+
+    :param held: keep the GIL
+    """
+    cdef memplat_extents found
+    cdef memplat_walk walk
+    cdef int ended, code, own
+    cdef bytes path = b"/proc/self/fd/%d" % fd
+    own = open(path, O_RDONLY | O_CLOEXEC)
+    if own < 0:
+        return None
+    found.edges = NULL
+    found.count = found.capacity = 0
+    walk.position, walk.end, walk.missing, walk.stalled = start, end, at_most, 0
+    try:
+        while True:
+            if held:
+                ended = memplat_seek(own, &walk, SEEKS, &found)
+                code = errno
+            else:
+                with nogil:
+                    ended = memplat_seek(own, &walk, SEEKS, &found)
+                    code = errno
+            if ended != MEMPLAT_MORE:
+                if ended != MEMPLAT_WALKED and code == ENOMEM:
+                    raise MemoryError
+                return _as_array(&found), ended - MEMPLAT_MORE if ended != MEMPLAT_WALKED else 0, code
+            PyErr_CheckSignals()
+    finally:
+        close(own)
+        free(found.edges)
+
+
+def fiemap(int fd, int64_t start, int64_t end):
+    """What has disk blocks, as (extents, the file system's own extents, how many of these are delayed); an errno where
+    the file system refuses.
+    """
+    cdef memplat_extents found
+    cdef memplat_blocks walk
+    cdef int more, code
+    cdef memplat_fiemap* map = <memplat_fiemap*>malloc(sizeof(memplat_fiemap))
+    if map == NULL:
+        raise MemoryError
+    found.edges = NULL
+    found.count = found.capacity = 0
+    walk.start = walk.position = start
+    walk.end = end
+    walk.count = walk.delayed = 0
+    try:
+        while True:
+            with nogil:
+                more = memplat_map_blocks(fd, &walk, FIEMAPS, map, &found)
+                code = errno
+            if not more:
+                return _as_array(&found), walk.count, walk.delayed
+            if more < 0 and code != EINTR:
+                if code == ENOMEM:
+                    raise MemoryError
+                return code
+            PyErr_CheckSignals()
+    finally:
+        free(map)
         free(found.edges)
 
 

@@ -6,6 +6,7 @@ import errno
 from array import array
 from typing import Final, NamedTuple
 
+from memplat import _core
 from memplat.linux import _libc
 from memplat.linux.extents import empty, from_starts_and_ends, intersect
 
@@ -43,6 +44,12 @@ def file_map(fd: int, start: int, end: int) -> FileMap:
 
     :raises OSError: EOPNOTSUPP where the file system has no such call (tmpfs, hugetlbfs)
     """
+    if _core.PROBING is not None:
+        mapped = _core.PROBING.fiemap(fd, start, end)
+        if isinstance(mapped, int):
+            raise _libc.error_of("ioctl(FS_IOC_FIEMAP)", mapped)
+        extents, count, delayed = mapped
+        return FileMap(extents, count - delayed, delayed)
     starts, ends = empty(), empty()
     delayed = 0
     position = start

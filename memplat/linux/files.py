@@ -54,6 +54,9 @@ _PUNCH_HELD_BYTES: Final = 256 * KIB
 #: A seek over so much data takes about 30 us, for the same trade.
 _SEEK_HELD_BYTES: Final = 4 * MIB
 _ENDLESS: Final = 1 << 63
+#: How the compiled walk ends: well (0), because one of the two seeks failed, or at a descriptor that does not advance.
+_SEEKS: Final = ("", "lseek(SEEK_DATA)", "lseek(SEEK_HOLE)")
+_STALLED: Final = 3
 _BLOCK: Final = 512
 #: So many times in a row a page may be punched between the two questions about it.
 _MOST_STALLS: Final = 1_000
@@ -237,6 +240,11 @@ def seek_extents(fd: int, start: int, end: int, at_most: int = _ENDLESS) -> arra
     :param at_most: bytes after which there cannot be any more (``st_blocks``): the search stops there
     :raises OSError: EINVAL where the file system knows neither
     """
+    if _core.PROBING is not None:
+        held = min(end - start, at_most) <= _SEEK_HELD_BYTES
+        walked = _core.PROBING.seek(fd, start, end, min(at_most, _ENDLESS - 1), held)
+        if walked is not None:
+            return _walked(*walked)
     try:
         own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -246,6 +254,19 @@ def seek_extents(fd: int, start: int, end: int, at_most: int = _ENDLESS) -> arra
         return _walk(own, start, end, at_most)
     finally:
         os.close(own)
+
+
+def _walked(extents: array[int], ended: int, code: int) -> array[int]:
+    """What the compiled walk has found, or the error that it ended with."""
+    if ended == _STALLED:
+        raise _not_advancing()
+    if ended:
+        raise _libc.error_of(_SEEKS[ended], code)
+    return extents
+
+
+def _not_advancing() -> OSError:
+    return OSError(errno.EIO, "lseek does not advance: the descriptor is no file's any more")
 
 
 def _walk(fd: int, start: int, end: int, missing: int = _ENDLESS) -> array[int]:
@@ -259,14 +280,14 @@ def _walk(fd: int, start: int, end: int, missing: int = _ENDLESS) -> array[int]:
         if data < 0:
             if _libc.last_errno() == errno.ENXIO:
                 break
-            raise _libc.error("lseek(SEEK_DATA)")
+            raise _libc.error(_SEEKS[1])
         if data >= end:
             break
         hole = seek(fd, data, os.SEEK_HOLE)
         if hole < 0:
             if _libc.last_errno() == errno.ENXIO:  # truncated between the two calls
                 break
-            raise _libc.error("lseek(SEEK_HOLE)")
+            raise _libc.error(_SEEKS[2])
         if found and found[-1] == data:  # what was a hole a moment ago was touched: no extent of its own
             found[-1] = min(end, hole)
         elif hole > data:  # else it was punched between the two calls
@@ -275,7 +296,7 @@ def _walk(fd: int, start: int, end: int, missing: int = _ENDLESS) -> array[int]:
         # Where extents are short the GIL is kept: handing it over 131,072 times takes minutes beside a busy thread.
         stalled = stalled + 1 if hole <= position else 0
         if stalled > _MOST_STALLS or data < position:
-            raise OSError(errno.EIO, "lseek does not advance: the descriptor is no file's any more")
+            raise _not_advancing()
         seek = _lseek_held if hole - position <= _SEEK_HELD_BYTES else _lseek_released
         missing -= hole - data
         position = hole

@@ -25,6 +25,7 @@ def page_extents(*pairs: int) -> list[int]:
     return [bound * PAGE for bound in pairs]
 
 
+@pytest.mark.usefixtures("probing")
 @pytest.mark.parametrize("any_disk_directory", ["ext4", "xfs", "btrfs"], indirect=True)
 class TestFiemap:
     """On the file systems that have it."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from memplat import _core
 from memplat.linux import files, filesystems
 from tests.hostparts import MIB, hugetlb_pool, mounted, tmpfs_mount, touch_elsewhere
 from tests.needs import needs
@@ -114,6 +115,7 @@ def test_the_offset_is_put_back_where_the_file_cannot_be_opened_again(fd, monkey
     def refuse(*_: object) -> int:
         raise PermissionError(errno.EACCES, "no /proc here")
 
+    monkeypatch.setattr(_core, "PROBING", None)
     monkeypatch.setattr("memplat.linux.files.os.open", refuse)
     assert list(files.seek_extents(fd, 0, 8 * MIB)) == page_extents(3, 4)
     assert os.lseek(fd, 0, os.SEEK_CUR) == 77
@@ -134,6 +136,7 @@ def test_a_page_that_is_punched_between_the_two_seeks_is_no_extent(fd, monkeypat
             monkeypatch.undo()
         return found
 
+    monkeypatch.setattr(_core, "PROBING", None)
     monkeypatch.setattr(files, "_lseek_released", interrupted)
     monkeypatch.setattr(files, "_lseek_held", interrupted)
     gone, back = page_extents(1, 2, 9, 10), page_extents(1, 2, 5, 7, 9, 10)
