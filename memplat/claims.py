@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import mmap
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from memplat import _core
 from memplat.linux import files, locks
 from memplat.ranges import KIB
 
@@ -42,16 +43,38 @@ SIZE: Final = _NUMBERS + 8 * SLOTS
 _ENDED: Final = bytes([ENDED])
 
 
-class Claims:
-    """The table, mapped.
+class PythonClaims:
+    """What of the table is looked at in calls that are made often; compiled, it knows where the table is mapped.
 
     :ivar fd: the open file description that locks; the mapping is of another one, which keeps no lock alive
+    """
+
+    __slots__ = ("fd",)
+
+    fd: int
+
+    def _adopt(self, whole: memoryview, states: int, numbers: int) -> None:
+        """The table is mapped: where the states and the numbers begin."""
+
+    def _leave(self) -> None:
+        """It is about to be unmapped."""
+
+
+if TYPE_CHECKING or _core.MODULE is None:  # noqa: SIM108 -- mypy has to see a class
+    HotClaims = PythonClaims
+else:
+    HotClaims = _core.MODULE.HotClaims
+
+
+class Claims(HotClaims):
+    """The table, mapped.
+
     :ivar states: by slot
     :ivar numbers: of shares, by slot
     :ivar wanted: ``wanted[0]`` is not 0 if the owner wants to be told when a share has ended
     """
 
-    __slots__ = ("_map", "_whole", "fd", "numbers", "states", "wanted")
+    __slots__ = ("_map", "_whole", "numbers", "states", "wanted")
 
     def __init__(self, fd: int, mapped: int) -> None:
         """Take *fd* over; *mapped* is only mapped.
@@ -63,6 +86,7 @@ class Claims:
         self.wanted = self._whole[:8].cast("Q")
         self.states = self._whole[STATES:_NUMBERS]
         self.numbers = self._whole[_NUMBERS:].cast("Q")
+        self._adopt(self._whole, STATES, _NUMBERS)
         self.fd = fd
 
     def try_lock(self, slot: int, *, shared: bool = False) -> bool:
@@ -84,6 +108,7 @@ class Claims:
 
     def close(self) -> None:
         """Unmap; :attr:`fd` is closed by whoever gave it."""
+        self._leave()
         for view in (self.wanted, self.states, self.numbers, self._whole):
             view.release()
         self._map.close()

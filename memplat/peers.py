@@ -21,7 +21,7 @@ import socket
 import threading
 import time
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from memplat import _core
 from memplat.claims import ATTACHED, ENDED, LEASED, OFFERED, SLOTS, STATES, Claims
@@ -39,30 +39,40 @@ _PAGE: Final = os.sysconf("SC_PAGESIZE")
 _QUICKLY: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
-class Connection:
-    """What a peer has of one memory, for reading or for writing.
+class PythonConnection:
+    """What of a connection is looked at to attach a share that is offered, through a window that is there.
 
     :ivar held: the slots of views by number of the share; inverted (``~slot``) while one is being let go
+    :ivar window: the mapping of all of the file, if there is one
     :ivar gone: nothing can be attached any more: the owner has hung up, or a forked child has our description, too, so
         that only its last close ends what it holds
     :ivar watched: whether it will be noticed that the owner hangs up
+    :ivar writable: whether views are
+    """
+
+    __slots__ = ("claims", "gone", "held", "watched", "window", "writable")
+
+    claims: Claims
+    held: dict[int, int]
+    window: Window | None
+    gone: bool
+    watched: bool
+    writable: bool
+
+
+if TYPE_CHECKING or _core.MODULE is None:  # noqa: SIM108 -- mypy has to see a class
+    HotConnection = PythonConnection
+else:
+    HotConnection = _core.MODULE.HotConnection
+
+
+class Connection(HotConnection):
+    """What a peer has of one memory, for reading or for writing.
+
     :ivar for_child: what a child is to have in place of :attr:`claims` and :attr:`line`, while we fork
     """
 
-    __slots__ = (
-        "_open",
-        "claims",
-        "core_dump",
-        "file",
-        "for_child",
-        "gone",
-        "held",
-        "key",
-        "line",
-        "watched",
-        "window",
-        "writable",
-    )
+    __slots__ = ("_open", "core_dump", "file", "for_child", "key", "line")
 
     def __init__(self, key: bytes, line: socket.socket, file: int, claims: Claims, flags: int) -> None:
         self.key = key
@@ -71,8 +81,8 @@ class Connection:
         self.claims = claims
         self.writable = bool(flags & WRITABLE)
         self.core_dump = bool(flags & CORE_DUMP)
-        self.held: dict[int, int] = {}
-        self.window: Window | None = None
+        self.held = {}
+        self.window = None
         self.gone = self.watched = False
         self.for_child: tuple[int, socket.socket, list[tuple[int, int]]] | None = None
         self._open = [True]
@@ -164,12 +174,17 @@ class Connection:
                 claims.unlock(slot)
                 if claims.wanted[0]:
                     claims.wanted[0] = 0
-                    self.line.send(LET_GO, _QUICKLY)
+                    self.say_let_go()
             except (OSError, ValueError):  # closed by hand, or by the owner a moment ago
                 pass
         self.held.pop(number, None)
         if not self.held and (self.gone or not self.watched):
             self.hang_up()
+
+    def say_let_go(self) -> None:
+        """The owner wants to know."""
+        with contextlib.suppress(OSError, ValueError):  # as in let_go
+            self.line.send(LET_GO, _QUICKLY)
 
     def owner_left(self) -> None:
         """The owner has hung up."""
@@ -317,6 +332,8 @@ def forget(key: bytes) -> None:
 _mutex = threading.RLock()
 _connections: dict[bytes, Connection] = {}
 _watcher = Watcher()
+if _core.MODULE is not None:
+    _core.MODULE.install_peers(_connections, _mutex)
 #: Connections with views whose owner is gone have to be known, too, while the process forks.
 _forking: list[Connection] = []
 
@@ -338,6 +355,8 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     global _mutex, _watcher  # noqa: PLW0603 -- the thread that was to let go of it, or to watch, is not here
     _mutex = threading.RLock()
+    if _core.MODULE is not None:
+        _core.MODULE.install_peers(_connections, _mutex)
     _watcher.close()
     _watcher = Watcher()
     for connection in _forking:

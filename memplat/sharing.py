@@ -20,9 +20,9 @@ import socket
 import struct
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from memplat import peers, wire
+from memplat import _core, peers, wire
 from memplat.errors import HandleError, HandleExpiredError, HandleUsedError, HostError, InvalidArgumentError
 from memplat.linux import exporter
 from memplat.linux import memory as host
@@ -42,6 +42,8 @@ ATTACHED: Final = b"A"
 
 #: The memory's key, the slot in its claims table (-1: none), the number of the share.
 TOKEN: Final = struct.Struct(f"<{wire.KEY_BYTES}sqQ")
+#: What the pickled form begins with: the token, the range, whether it is writable. The owner's address is the rest.
+_FORM: Final = struct.Struct(f"<{TOKEN.size}sQQ?")
 _MOST_FD: Final = (1 << 31) - 1  # a C int
 
 
@@ -58,20 +60,10 @@ class Shared(Protocol):
         """Wait until the share has ended; False on time-out."""
 
 
-class Handle:
-    """Pages to be attached by one process, once. Made by :meth:`Memory.share`.
+class PythonHandle:
+    """The fields of a handle, and what it is as a pickle: a single object of plain bytes, which pickles quickest."""
 
-    It can be pickled (arguments and queues of ``multiprocessing``, whatever the start method) for processes of the same
-    user and network namespace. For others, and without pickles, send its descriptor::
-
-        socket.send_fds(connection, [b"pages"], [handle.fileno()]); handle.close()        # here
-        view = memplat.attach(memplat.Handle.from_fd(socket.recv_fds(peer, 16, 1)[1][0]))  # there
-
-    :ivar pages: the range in the backing file; ``None`` for one that came as a descriptor
-    :ivar writable: whether the view will be writable; ``None`` for one that came as a descriptor
-    """
-
-    __slots__ = ("__weakref__", "_address", "_fd", "_shared", "_token", "_used", "pages", "writable")
+    __slots__ = ("_address", "_fd", "_shared", "_token", "_used", "pages", "writable")
 
     def __init__(
         self,
@@ -88,6 +80,39 @@ class Handle:
         self._token = token
         self._shared = shared
         self._used = False
+
+    def _packed(self) -> bytes:
+        raise NotImplementedError
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _restore, (self._packed(),)
+
+    def __del__(self) -> None:
+        fd = getattr(self, "_fd", -1)  # not there, if nothing was made of what __new__ gave
+        if fd >= 0:
+            os.close(fd)
+
+
+if TYPE_CHECKING or _core.MODULE is None:  # noqa: SIM108 -- mypy has to see a class
+    HotHandle = PythonHandle
+else:
+    HotHandle = _core.MODULE.HotHandle
+
+
+class Handle(HotHandle):
+    """Pages to be attached by one process, once. Made by :meth:`Memory.share`.
+
+    It can be pickled (arguments and queues of ``multiprocessing``, whatever the start method) for processes of the same
+    user and network namespace. For others, and without pickles, send its descriptor::
+
+        socket.send_fds(connection, [b"pages"], [handle.fileno()]); handle.close()        # here
+        view = memplat.attach(memplat.Handle.from_fd(socket.recv_fds(peer, 16, 1)[1][0]))  # there
+
+    :ivar pages: the range in the backing file; ``None`` for one that came as a descriptor
+    :ivar writable: whether the view will be writable; ``None`` for one that came as a descriptor
+    """
+
+    __slots__ = ("__weakref__",)
 
     @classmethod
     def from_fd(cls, fd: int) -> Handle:
@@ -231,23 +256,24 @@ class Handle:
             raise HandleError("only the process that shared the pages can do that")
         return self._shared
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def _packed(self) -> bytes:
+        """What a pickle of it has."""
         if self._fd >= 0:
             raise HandleError("this handle is a descriptor by now: send that, with socket.send_fds")
         if self.pages is None:
             raise HandleError("this handle was a descriptor: it can be attached here only")
-        return _restore, (self._address, self._token, *self.pages, self.writable)
+        try:
+            return _FORM.pack(self._token, *self.pages, bool(self.writable)) + self._address
+        except (TypeError, struct.error):
+            raise InvalidArgumentError(f"{self!r} is no handle that Memory.share() has made") from None
 
     def close(self) -> None:
         """Close this process's copy of the descriptor, once it was sent; idempotent. While any copy is open, the share
         can still be attached.
         """
-        fd = getattr(self, "_fd", -1)  # not there, if nothing was made of what __new__ gave
-        if fd >= 0:
-            self._fd = -1
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
             os.close(fd)
-
-    __del__ = close
 
     def __repr__(self) -> str:
         how = "read and write" if self.writable else "read"
@@ -264,14 +290,29 @@ def attach(handle: Handle) -> memoryview:
     :raises HandleExpiredError: if it has expired, was revoked, or its owner is gone
     :raises HostError: if the host refuses; the handle is used up
     """
+    view = _try_attach(handle)
+    if view is not None:
+        return view
     if not isinstance(handle, Handle):
         raise InvalidArgumentError(f"{shown(handle)} is no handle; Memory.share makes one")
     return handle.attach()
 
 
-def _restore(address: bytes, token: bytes, start: int, end: int, writable: bool) -> Handle:
-    """A handle out of its pickle: plain values are what pickles quickest."""
-    return Handle(address, token, FileRange(start, end), writable)
+def _restore(packed: bytes) -> Handle:
+    """A handle out of its pickle."""
+    token, start, end, writable = _FORM.unpack_from(packed)
+    return Handle(packed[_FORM.size :], token, FileRange(start, end), writable)
+
+
+def _try_attach(handle: Handle) -> memoryview | None:  # noqa: ARG001 -- the compiled one uses it
+    """The view, if there is nothing out of the ordinary, and it is compiled."""
+    return None
+
+
+if _core.MODULE is not None:
+    _restore, _try_attach = _core.MODULE._restore, _core.MODULE.try_attach  # noqa: SLF001 -- the name in pickles is the
+    _restore.__module__ = __name__  # same, whatever core has made them
+    _core.MODULE.install_handles(Handle, _restore)
 
 
 def _is_genuine(packet: bytes, fds: list[int], wanted: int) -> bool:

@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING
 
+from memplat import _core
 from memplat.linux import memory as host
 
 
-class Window:
-    """A mapping of a part of the file.
+class PythonWindow:
+    """The fields of a mapping.
 
-    :ivar users: the slots whose views look through it
+    :ivar start: the offset in the file that it begins with
+    :ivar end: and that it ends before
+    :ivar base: its address
+    :ivar users: the numbers of the shares whose views look through it
     """
 
-    __slots__ = ("_mapped", "base", "end", "start", "users")
+    __slots__ = ("base", "end", "start", "users")
+
+    start: int
+    end: int
+    base: int
+    users: set[int]
+
+
+if TYPE_CHECKING or _core.MODULE is None:  # noqa: SIM108 -- mypy has to see a class
+    HotWindow = PythonWindow
+else:
+    HotWindow = _core.MODULE.HotWindow
+
+
+class Window(HotWindow):
+    """A mapping of a part of the file."""
+
+    __slots__ = ("_mapped",)
 
     def __init__(self, fd: int, start: int, end: int, *, writable: bool, core_dump: bool) -> None:
         """:raises OSError: if the host refuses"""
@@ -22,7 +44,7 @@ class Window:
         self.start, self.end = start, end
         self.base = host.map_anywhere(end - start, fd, start, protection, flags)
         self._mapped = [True]
-        self.users: set[int] = set()
+        self.users = set()
         # A huge page would be taken with all neighbours of what is attached. Of hugetlb it has to be: EINVAL.
         self._advise(host.MADV_NOHUGEPAGE)
         if not core_dump:

@@ -23,16 +23,17 @@ cdef object _anonymous = "anonymous"
 #: The kinds that can be allocated, each with its number in every page table.
 cdef dict _allowed_kinds = {str(kind): number for number, kind in enumerate(MemoryKind) if kind is not MemoryKind.MAPPED}
 cdef uint32_t _anonymous_id = _allowed_kinds[_anonymous]
-cdef object _allocate, _incref, _decref, _view
+cdef object _allocate, _incref, _decref, _view, _share
 
 
 def install(memory_file):
     """Say which class has the methods that do what the fast ways do not."""
-    global _allocate, _incref, _decref, _view
+    global _allocate, _incref, _decref, _view, _share
     _allocate = memory_file.allocate
     _incref = memory_file.incref
     _decref = memory_file.decref
     _view = memory_file.view
+    _share = memory_file.share
 
 
 cdef inline bint _read_range(object pages, uint64_t size, uint64_t mask, uint64_t* start, uint64_t* end) noexcept:
@@ -50,16 +51,20 @@ cdef class Calls:
 
     cdef HotState _hot
     cdef HotReclaimer _hot_reclaimer
+    cdef HotShares _hot_shares
     cdef bint _uncommitted, _recycles  # the default mode
     cdef uint64_t _mask  # of the offset in a page
 
-    def _attach(self, HotState state not None, HotReclaimer reclaimer not None, mapping, default_mode):
+    def _attach(
+        self, HotState state not None, HotReclaimer reclaimer not None, HotShares shares not None, mapping, default_mode
+    ):
         state._owner = mapping.owner
         state._reclaimer = reclaimer
         state._mapping = mapping
         state._leases = mapping.leases
         state._base = <char*><uintptr_t>mapping.base
         self._hot_reclaimer = reclaimer
+        self._hot_shares = shares
         self._uncommitted = default_mode is _UNCOMMITTED
         self._recycles = default_mode is _WILL_COMMIT
         self._mask = state.table.page_size - 1
@@ -135,37 +140,31 @@ cdef class Calls:
 
     def incref(self, pages):
         """See :meth:`Memory.incref`."""
-        cdef HotState state = self._hot
-        cdef PageTable table
-        cdef uint64_t start = 0, end = 0
-        cdef int done
-        if state is not None:
-            table = state.table
-            if _read_range(pages, table.size, self._mask, &start, &end) and state._begin():
-                done = table._try_count(start >> table._shift, end >> table._shift, 1, 0, _NEVER)
-                table.changes += done > 0
-                state.lock.end()
-                if done > 0:
-                    return
-        _incref(self, pages)
+        if not self._count(pages, 1):
+            _incref(self, pages)
 
     def decref(self, pages):
         """See :meth:`Memory.decref`."""
+        if not self._count(pages, -1):
+            _decref(self, pages)
+
+    cdef bint _count(self, object pages, int by) except -1:
+        """A reference more or less, if there is nothing out of the ordinary; else nothing has changed."""
         cdef HotState state = self._hot
         cdef PageTable table
         cdef uint64_t start = 0, end = 0
         cdef int done
-        if state is not None and not self._hot_reclaimer.needs_thread:
-            table = state.table
-            if _read_range(pages, table.size, self._mask, &start, &end) and state._begin():
-                done = table._try_count(
-                    start >> table._shift, end >> table._shift, -1, 0, self._hot_reclaimer.wake_at
-                )
-                table.changes += done == 1
-                state.lock.end()
-                if done > 0:
-                    return
-        _decref(self, pages)
+        if state is None or (by < 0 and self._hot_reclaimer.needs_thread):
+            return False
+        table = state.table
+        if not _read_range(pages, table.size, self._mask, &start, &end) or not state._begin():
+            return False
+        done = table._try_count(
+            start >> table._shift, end >> table._shift, <uint64_t><int64_t>by, 0, _NEVER if by > 0 else self._hot_reclaimer.wake_at
+        )
+        table.changes += done == 1
+        state.lock.end()
+        return done > 0
 
     def view(self, range, *, writable=True, pin=True):
         """See :meth:`Memory.view`."""
@@ -208,3 +207,50 @@ cdef class Calls:
         memplat_add(state._leases._count, 1)
         exporter._state = state
         return exporter
+
+    def share(self, pages, *, writable=False, trusted=False, expires=60.0):
+        """See :meth:`Memory.share`."""
+        cdef HotHandle handle
+        if (
+            self._hot is not None
+            and (writable is True or writable is False)
+            and (trusted is True or trusted is False)
+            and type(expires) is float
+            and 0.0 <= <double>expires <= _LONGEST_EXPIRY
+        ):
+            handle = self._try_share(pages, writable, expires)
+            if handle is not None:
+                return handle
+        return _share(self, pages, writable=writable, trusted=trusted, expires=expires)
+
+    cdef HotHandle _try_share(self, object pages, bint writable, double expires):
+        cdef HotShares shares = self._hot_shares
+        cdef HotLooking waiting = shares._service
+        cdef HotHandle handle = None
+        cdef PyObject* key = PyDict_GetItemWithError(shares._keys, True if writable else False)
+        cdef double when
+        cdef list over = []
+        if key == NULL or waiting is None or not waiting.lock.acquire(False):
+            return None
+        try:
+            when = _now() + expires
+            if shares._is_open(writable) and waiting._may_wait(when) and self._count(pages, 1):
+                try:
+                    handle = shares._offer(pages, writable, <object>key, when, over)
+                except BaseException:
+                    self.decref(pages)
+                    raise
+        finally:
+            waiting.lock.release()
+        for share in over:
+            self._end(shares, share)
+        return handle
+
+    cdef int _end(self, HotShares shares, HotShare share) except -1:
+        """Drop the reference of a share that a peer has let go, once."""
+        if shares.living.pop(share.number, None) is None:
+            return 0
+        if self._count(share.pages, -1):
+            return share._tell()
+        shares.drop(share)
+        return 0

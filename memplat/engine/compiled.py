@@ -16,7 +16,7 @@ else:
 
         def __init__(self, *args: Any) -> None:
             MemoryFile.__init__(self, *args)
-            self._attach(self._state, self._reclaimer, self._mapping, self._default_mode)
+            self._attach(self._state, self._reclaimer, self._shares, self._mapping, self._default_mode)
             self._attach_scanner(*self._scanner.parts(), self._state.file.fd)
 
     _core.MODULE.install(MemoryFile)

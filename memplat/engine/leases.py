@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
+from memplat import _core
 from memplat.claims import LEASED
 from memplat.engine.arguments import check_timeout
 from memplat.engine.refusals import forked
@@ -46,8 +47,8 @@ class Owner(Protocol):
         """Have the slot of a share back."""
 
 
-class Share:
-    """One reference, held for a peer.
+class PythonShare:
+    """The fields of a share.
 
     :ivar pages: what is shared
     :ivar number: which share of this process it is
@@ -55,6 +56,7 @@ class Share:
     :ivar taken: whether it was redeemed, by token or as a ticket: its slot is ours; guarded by the service's lock
     :ivar late: whether its time was over while somebody had it
     :ivar lease: our end of a ticket's lease, ``None`` otherwise
+    :ivar _done: made when somebody waits
     """
 
     __slots__ = (
@@ -71,19 +73,43 @@ class Share:
         "writable",
     )
 
+    _service: Service
+    _shares: weakref.ref[Owner]
+    _done: threading.Event | None
+    _ended: bool
+    number: int
+    pages: FileRange
+    writable: bool
+    slot: int
+    taken: bool
+    late: bool
+    lease: socket.socket | None
+
+
+if TYPE_CHECKING or _core.MODULE is None:  # noqa: SIM108 -- mypy has to see a class
+    HotShare = PythonShare
+else:
+    HotShare = _core.MODULE.HotShare
+
+
+class Share(HotShare):
+    """One reference, held for a peer."""
+
+    __slots__ = ()
+
     def __init__(
         self, service_: Service, shares: weakref.ref[Owner], number: int, pages: FileRange, writable: bool
     ) -> None:
         self._service = service_
         self._shares = shares
-        self._done: threading.Event | None = None  # made when somebody waits
+        self._done = None
         self._ended = False
         self.number = number
         self.pages = pages
         self.writable = writable
         self.slot = -1
         self.taken = self.late = False
-        self.lease: socket.socket | None = None
+        self.lease = None
 
     def end(self) -> bool:
         """Drop the reference, once; whether it was there."""
@@ -160,5 +186,8 @@ class Share:
             raise forked()
         return self._service
 
+
+if _core.MODULE is not None:
+    _core.MODULE.install_shares(Share)
 
 __all__ = ["Owner", "Share"]

@@ -11,8 +11,9 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from memplat import _core
 from memplat.engine.leases import Owner, Share
 
 _MANY: Final = 1024
@@ -21,18 +22,40 @@ _REST: Final = 0.002
 _LAST: Final = 0.02
 
 
-class Looking:
-    """The times, and the looks.
+class PythonLooking:
+    """What share() looks at.
 
     :ivar lock: guards the times, and what ``memplat/engine/service.py`` says
     :ivar numbers: of shares
+    :ivar address: of the socket that peers connect to
+    :ivar _times: what is to be done when, as a heap, with what tells those of one time apart
+    :ivar _tidy_at: how many of them are too many
+    :ivar _next_time: when the thread will look at them by itself
     """
+
+    lock: threading.RLock
+    numbers: itertools.count[int]
+    address: bytes
+    _times: list[tuple[float, int, Share | Callable[[], None]]]
+    _order: itertools.count[int]
+    _tidy_at: int
+    _next_time: float
+
+
+if TYPE_CHECKING or _core.MODULE is None:  # noqa: SIM108 -- mypy has to see a class
+    HotLooking = PythonLooking
+else:
+    HotLooking = _core.MODULE.HotLooking
+
+
+class Looking(HotLooking):
+    """The times, and the looks."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.numbers = itertools.count(1)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._times: list[tuple[float, int, Share | Callable[[], None]]] = []
+        self._times = []
         self._order = itertools.count()
         self._tidy_at = _MANY
         self._next_time = float("inf")

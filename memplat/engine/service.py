@@ -59,7 +59,7 @@ class Service(Looking):
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         self._listener.bind("")  # unix(7), autobind: the kernel picks an abstract address that is free
         self._listener.listen(_BACKLOG)
-        self.address: bytes = self._listener.getsockname()
+        self.address = self._listener.getsockname()
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self.memories: dict[bytes, tuple[weakref.ref[Owner], bool]] = {}
         #: Who a socket belongs to: a lease to its share, a guest to a memory, and a stranger to nobody yet.

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from memplat import peers, wire
+from memplat import _core, peers, wire
 from memplat.engine.leases import Owner, Share
 from memplat.engine.refusals import closed
 from memplat.engine.service import Service, service
@@ -31,19 +31,42 @@ log = logging.getLogger("memplat")
 _NONE: Final[list[Share]] = []
 
 
-class Shares:
+class PythonShares:
+    """What share() looks at.
+
+    :ivar slots: see :class:`~memplat.engine.leases.Owner`, as for ``living``
+    :ivar _keys: what peers show, by whether they may write; nothing before the first such share
+    :ivar _trust_needed: whether shares for writing have to be trusted
+    """
+
+    slots: Slots | None
+    living: dict[int, Share]
+    _keys: dict[bool, bytes]
+    _service: Service | None
+    _weak: weakref.ref[Owner]
+    _closed: bool
+    _trust_needed: bool
+
+
+if TYPE_CHECKING or _core.MODULE is None:  # noqa: SIM108 -- mypy has to see a class
+    HotShares = PythonShares
+else:
+    HotShares = _core.MODULE.HotShares
+
+
+class Shares(HotShares):
     """All shares of one memory; see :class:`~memplat.engine.leases.Owner`."""
 
     def __init__(self, state: EngineState) -> None:
         self._state = state
         self._descriptors: dict[bool, int] = {}
-        self._keys: dict[bool, bytes] = {}
-        self._service: Service | None = None
-        self._weak: weakref.ref[Owner] = weakref.ref(self)
+        self._keys = {}
+        self._service = None
+        self._weak = weakref.ref(self)
         self._closed = False
         self._trust_needed = False
-        self.slots: Slots | None = None
-        self.living: dict[int, Share] = {}
+        self.slots = None
+        self.living = {}
         self.guests: set[socket.socket] = set()
 
     def share(self, memory: Memory, pages: FileRange, *, writable: bool, trusted: bool, expires: float) -> Handle:
@@ -126,16 +149,20 @@ class Shares:
 
     def ended(self, shares: Iterable[Share]) -> None:
         """See :meth:`memplat.engine.leases.Owner.ended`."""
-        memory = self._state.memory() if self._state.memory is not None else None
         for share in shares:
             if self.living.pop(share.number, None) is not None:  # atomic
-                try:
-                    if memory is not None:
-                        memory.decref(share.pages)
-                except MemplatError:
-                    if self._state.refuse is None:
-                        log.exception("memplat: the reference of a share was not there any more")
-                share.has_ended()
+                self.drop(share)
+
+    def drop(self, share: Share) -> None:
+        """Drop the reference of a share that is not among the living any more."""
+        memory = self._state.memory() if self._state.memory is not None else None
+        try:
+            if memory is not None:
+                memory.decref(share.pages)
+        except MemplatError:
+            if self._state.refuse is None:
+                log.exception("memplat: the reference of a share was not there any more")
+        share.has_ended()
 
     def collect(self) -> bool:
         """End the shares that peers have let go, whether or not the service has noticed. Whether there were any."""

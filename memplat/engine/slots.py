@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from memplat import claims
+from memplat import _core, claims
 from memplat.claims import ATTACHED, FREE, LEASED, OFFERED, Claims
 from memplat.linux import locks
 
@@ -17,7 +17,62 @@ if TYPE_CHECKING:
     from memplat.engine.leases import Share
 
 
-class Slots:
+class PythonSlots:
+    """What share() and the looks do with the slots.
+
+    :ivar _shares: by slot; ``None`` in those that are free, which ``_free`` has, too
+    """
+
+    _claims: Claims
+    _shares: list[Share | None]
+    _free: list[int]
+
+    def offer(self, share: Share, number: int) -> int:
+        """Give the share a slot, for whoever locks it first; -1 if there is none left."""
+        slot = self._free.pop() if self._free else self._new_slot()
+        if slot >= 0:
+            self._shares[slot] = share
+            self._claims.numbers[slot] = number
+            self._claims.states[slot] = OFFERED
+        return slot
+
+    def _new_slot(self) -> int:
+        """A slot that was never used, or -1."""
+        if len(self._shares) >= claims.SLOTS:
+            return -1
+        self._shares.append(None)
+        return len(self._shares) - 1
+
+    def _vacate(self, slot: int) -> None:
+        self._claims.states[slot] = FREE
+        self._shares[slot] = None
+        self._free.append(slot)
+
+    def collect(self) -> list[Share]:
+        """The shares that peers have let go. Nobody has them any more: their slots are free."""
+        found: list[Share] = []
+        end = len(self._shares)
+        slot = self._claims.find_ended(0, end)
+        while slot >= 0:
+            share = self._shares[slot]
+            if share is None or share.taken:
+                self._claims.states[slot] = FREE if share is None else LEASED  # a peer has written nonsense
+            elif not self._claims.is_locked(slot):
+                self._vacate(slot)
+                found.append(share)
+            slot = self._claims.find_ended(slot + 1, end)
+        return found
+
+
+if TYPE_CHECKING or _core.MODULE is None:
+    HotSlots = PythonSlots
+else:
+
+    class HotSlots(_core.MODULE.HotSlots, PythonSlots):
+        """Those that are compiled come first."""
+
+
+class Slots(HotSlots):
     """The shares of one memory that have a slot.
 
     :ivar waiting: how many threads want to know at once when a share has ended
@@ -37,25 +92,11 @@ class Slots:
         except BaseException:
             os.close(self._file)
             raise
-        self._shares: list[Share | None] = []
-        self._free: list[int] = []
+        self._shares = []
+        self._free = []
         self.waiting = 0
         self.is_looking = False
         self._claims.wanted[0] = 1
-
-    def offer(self, share: Share, number: int) -> int:
-        """Give the share a slot, for whoever locks it first; -1 if there is none left."""
-        if self._free:
-            slot = self._free.pop()
-        elif len(self._shares) < claims.SLOTS:
-            slot = len(self._shares)
-            self._shares.append(None)
-        else:
-            return -1
-        self._shares[slot] = share
-        self._claims.numbers[slot] = number
-        self._claims.states[slot] = OFFERED
-        return slot
 
     def take(self, share: Share, state: int) -> bool | None:
         """Have the slot of a share, from now on and for good, as *state*: LEASED or FREE.
@@ -83,26 +124,6 @@ class Slots:
             self._vacate(share.slot)
             if share.taken:
                 self._claims.unlock(share.slot)
-
-    def _vacate(self, slot: int) -> None:
-        self._claims.states[slot] = FREE
-        self._shares[slot] = None
-        self._free.append(slot)
-
-    def collect(self) -> list[Share]:
-        """The shares that peers have let go. Nobody has them any more: their slots are free."""
-        found: list[Share] = []
-        end = len(self._shares)
-        slot = self._claims.find_ended(0, end)
-        while slot >= 0:
-            share = self._shares[slot]
-            if share is None or share.taken:
-                self._claims.states[slot] = FREE if share is None else LEASED  # a peer has written nonsense
-            elif not self._claims.is_locked(slot):
-                self._vacate(slot)
-                found.append(share)
-            slot = self._claims.find_ended(slot + 1, end)
-        return found
 
     def collect_all(self) -> list[Share]:
         """The same, also of peers that died and could not say so: all that nobody has and nobody can get any more."""

@@ -26,18 +26,9 @@ from memplat.sharing import TOKEN
 from memplat.watcher import Watcher
 from memplat.windows import Window
 from tests.oracle import PAGE
+from tests.unit.sharing.looks import FIRST, ROOT, refs
 
-ROOT = Path(memplat.__file__).parents[1]
-
-
-@pytest.fixture
-def memory() -> Iterator[Memory]:
-    with memplat.open("memfd", max_size=64 << 20, reclaim="manual") as opened:
-        yield opened
-
-
-def refs(memory: Memory, pages: memplat.FileRange) -> int:
-    return memory.inspect(pages.start).refs
+never_before = pytest.mark.parametrize("memory", [FIRST], indirect=True)
 
 
 def key_of(handle: memplat.Handle) -> bytes:
@@ -216,6 +207,7 @@ def test_shares_beyond_the_table_are_asked_for(memory: Memory, monkeypatch: pyte
     memory.close()
 
 
+@never_before
 def test_an_owner_without_a_table_is_asked(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused() -> int:
         raise OSError(1, "no")
@@ -300,6 +292,7 @@ def test_one_that_still_looks_gives_it_back_with_its_last_view(memory: Memory) -
             memplat.attach(later)
 
 
+@never_before
 def test_a_peer_that_can_start_no_thread_gives_the_file_back_with_each_last_view(
     memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +332,7 @@ def test_the_window_grows_with_the_file_and_old_views_stay(memory: Memory) -> No
     memory.decref(many)
 
 
+@never_before
 def test_where_all_of_the_file_cannot_be_mapped_the_pages_are(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = memory.allocate(4 * PAGE)
     memory.write(memplat.FileRange(pages.start + PAGE, pages.start + PAGE + 5), b"hello")

@@ -46,12 +46,6 @@ PLACES = [
 ]
 
 
-@pytest.fixture
-def memory() -> Iterator[Memory]:
-    with memplat.open("memfd", max_size=64 << 20, reclaim="manual") as opened:
-        yield opened
-
-
 @contextlib.contextmanager
 def peer(place: str) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -12,28 +12,17 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import memplat
+from memplat import _core
 from memplat.memory import Memory
 from tests.hostparts import hugetlb_pool, in_another_process
 from tests.needs import need_root, needs
 from tests.oracle import PAGE
-
-ROOT = Path(memplat.__file__).parents[1]
-
-
-@pytest.fixture
-def memory() -> Iterator[Memory]:
-    with memplat.open("memfd", max_size=64 << 20, reclaim="manual") as opened:
-        yield opened
-
-
-def refs(memory: Memory, pages: memplat.FileRange) -> int:
-    return memory.inspect(pages.start).refs
+from tests.unit.sharing.looks import ROOT, refs
 
 
 def test_a_share_is_a_reference_until_the_view_is_gone(memory: Memory) -> None:
@@ -49,6 +38,26 @@ def test_a_share_is_a_reference_until_the_view_is_gone(memory: Memory) -> None:
     del part
     assert handle.wait(20)
     assert refs(memory, pages) == 1
+    memory.decref(pages)
+
+
+@pytest.mark.parametrize("core", ["python", "native"])
+def test_a_handle_means_the_same_to_the_other_core(memory: Memory, core: str) -> None:
+    pages = memory.allocate(PAGE, fill=b"hello")
+    code = (
+        "import pickle, sys, memplat; views = [memplat.attach(pickle.loads(bytes.fromhex(h))) for h in sys.argv[1:]]\n"
+        "print(*(bytes(view[:5]) for view in views), views[1].readonly)"
+    )
+    handles = [memory.share(pages), memory.share(pages)]
+    command = [sys.executable, "-c", code, *(pickle.dumps(handle).hex() for handle in handles)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "MEMPLAT_CORE": core if _core.MODULE is not None else "python",
+    }
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout == "b'hello' b'hello' True\n"
+    assert all(handle.wait(20) for handle in handles)
     memory.decref(pages)
 
 
