@@ -2,12 +2,23 @@
 
     python -m benchmarks.cores [--sizes 1000,10000,...] [--runs 5] [--markdown [FILE]] [--json FILE] [--from FILE]
 
-Each core is measured in a process of its own, one after the other. The page goes to docs/cores.md, the plots beside it.
+What is measured is the steady state, in conditions like those of the figures of Go (fresh processes, a quiet machine):
+
+- Each workload at each size with each core has a fresh process. In one process for all sizes, the larger ones found
+  what the smaller ones had left of the heap, and shared the processor's caches with their live objects.
+- It is warmed up until as many pairs are done as there are live allocations (W1), otherwise by one run. Until then the
+  file grows, nodes of the tree split, and ranges lie in the order of the list.
+- A run is long: 5,000 pairs take 2 ms, less than one turn at the GIL (5 ms), so the reclaimer fell into a run or not; and
+  a good part of them was what the untimed work before a run had thrown out of the caches. Those of W7 stayed with 5,000
+  segments, which were in the caches from the run before.
+
+The page goes to docs/cores.md, the plots beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -74,17 +85,29 @@ _FIXED: Final[Mapping[str, int]] = {
     "W2": 1,
     "W2 2 MiB": 1,
     **dict.fromkeys(("W5", "W5 random", "W5b"), 400_000),
+    **dict.fromkeys(("W6", "W6 pinned"), 1_000),
     **dict.fromkeys(("W5 beside", "W5 slowed"), 100_000),
 }
 
 
+#: Pairs or views a run, at least; of many live allocations, a pair for each fifth of them.
+_PAIRS: Final = 100_000
+_SEARCHES: Final = 10_000
+
+
 class _Cases:
-    """A group of the harness: one workload over all sizes."""
+    """A group of the harness: one workload at one size."""
 
     TITLE = NOTE = ""
 
-    def __init__(self, name: str, sizes: Sequence[int]) -> None:
-        self._name, self._sizes = name, sizes
+    def __init__(self, name: str, live: int) -> None:
+        self._name, self._live = name, live
+        self._pairs = max(_PAIRS, live // 5)
+
+    @property
+    def warm_ups(self) -> int:
+        """Runs that are not counted."""
+        return -(-self._live // self._pairs) if self._name == "W1" else 1
 
     def cases(self, size: str) -> list[Any]:  # noqa: ARG002 -- the harness passes it
         from benchmarks import w1_churn, w2_touch, w3_search, w5_reclaim, w6_view, w7_references
@@ -100,36 +123,41 @@ class _Cases:
                 return [w5_reclaim.Beside(count, every=every, is_slowdown=self._name == "W5 slowed")]
             return [w5_reclaim.Reclaim(count, every=every, is_random=self._name != "W5")]
         if self._name == "W1":
-            return [w1_churn.Churn(live, 5_000) for live in self._sizes]
+            return [w1_churn.Churn(self._live, self._pairs)]
         if self._name == "W3":
-            return [w3_search.SmallSearch(holes // 2, 1_000) for holes in self._sizes]
-        if self._name == "W3 aligned":  # a million gaps would be a file of 4 TiB
-            return [w3_search.AlignedSearch(gaps, 1_000) for gaps in self._sizes if gaps <= _MOST_GAPS]
+            return [w3_search.SmallSearch(self._live // 2, _SEARCHES)]
+        if self._name == "W3 aligned":
+            return [w3_search.AlignedSearch(self._live, _SEARCHES)]
         if self._name.startswith("W6"):
-            return [w6_view.View(5_000, pin=self._name != "W6")]
-        return [w7_references.Share(live, 5_000, middle=self._name != "W7") for live in self._sizes]
+            return [w6_view.View(_PAIRS, pin=self._name != "W6")]
+        return [w7_references.Share(self._live, self._pairs, middle=self._name != "W7")]
 
 
-def _measure_one(core: str, name: str, sizes: Sequence[int], runs: int) -> list[dict[str, Any]]:
+def _measure_one(core: str, name: str, live: int, runs: int) -> dict[str, Any]:
     os.environ["MEMPLAT_CORE"] = core
     import memplat
     from benchmarks.harness import run_group
 
     assert memplat.core == core
-    sizes = [_FIXED[name]] if name in _FIXED else sizes
-    rows = run_group(f"{core} {name}", _Cases(name, sizes), "full", runs, lambda _: None)
-    main = [row for row in rows if not row.figure]
-    return [
-        {
-            "core": core,
-            "plot": name,
-            "live": live,
-            "segments": row.segments,
-            "seconds": row.seconds,
-            "getppid" if row.calibrator == "getppid" else "slice": row.calibrations,
-        }
-        for live, row in zip(sizes, main, strict=False)
-    ]
+    group = _Cases(name, live)
+    rows = run_group(f"{core} {name}", group, "full", runs, warm_ups=group.warm_ups)
+    (row,) = (row for row in rows if not row.figure)
+    return {
+        "core": core,
+        "plot": name,
+        "live": live,
+        "segments": row.segments,
+        "seconds": row.seconds,
+        "getppid" if row.calibrator == "getppid" else "slice": row.calibrations,
+    }
+
+
+def _sizes_of(name: str, sizes: Sequence[int]) -> list[int]:
+    if name in _FIXED:
+        return [_FIXED[name]]
+    if name == "W3 aligned":  # a million gaps would be a file of 4 TiB
+        return [gaps for gaps in sizes if gaps <= _MOST_GAPS]
+    return [*sizes]
 
 
 def measure(sizes: Sequence[int], runs: int, only: Sequence[str] = (*_PLOTS,)) -> dict[str, Any]:
@@ -138,10 +166,10 @@ def measure(sizes: Sequence[int], runs: int, only: Sequence[str] = (*_PLOTS,)) -
     spawn = multiprocessing.get_context("spawn")
     load = [os.getloadavg()[0]]
     for name in only:
-        for core in CORES:
-            print(f"{name}, {core}", file=sys.stderr, flush=True)
+        for live, core in itertools.product(_sizes_of(name, sizes), CORES):
+            print(f"{name}, {live:,}, {core}", file=sys.stderr, flush=True)
             with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                rows += pool.submit(_measure_one, core, name, sizes, runs).result()
+                rows.append(pool.submit(_measure_one, core, name, live, runs).result())
         load.append(os.getloadavg()[0])
     return {"when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "runs": runs, "load": load, "rows": rows}
 
@@ -203,9 +231,10 @@ def page(found: Mapping[str, Any], plots: Sequence[str]) -> str:
     head = f"""# Both cores
 
 Generated by `python -m benchmarks.cores --markdown`; do not edit. Medians of {found["runs"]} runs, {found["when"]},
-each core in a process of its own. Neighbours never have the same owner, so that merging cannot collapse the segments;
-they were counted at the end. *Calibrator*: one `getppid` (W6: one slice of a memoryview; W2: one memset of 64 KiB; W5:
-one punch of a page), right before and after each run; where the figures of Go come from, a `getppid` took
+each row with each core in a fresh process, warmed up until the steady state. Neighbours never have the same owner, so
+that merging cannot collapse the segments; they were counted at the end. *Calibrator*: one `getppid` (W6: one slice of a
+memoryview; W2: one memset of 64 KiB; W5: one punch of a page), right before and after each run; where the figures of Go
+come from, a `getppid` took
 {CALIBRATORS["getppid"] * 1e9:.0f} ns.
 
 The figures of Go are those of today's gVisor, **measured elsewhere on the same kind of machine** (2 shared cores, Linux

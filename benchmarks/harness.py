@@ -5,7 +5,8 @@ host's own, taken in the same moment of the same process; some work is done by a
 call that caused it; and a timed part needs untimed work before each run (a gigabyte to touch, a new memory).
 
 Each run measures every case once, in changing order, with the case's calibrator right before and right after it; so a
-machine that becomes slower or faster slows both, and the ratio stays. One run more, at the beginning, is not counted.
+machine that becomes slower or faster slows both, and the ratio stays. One run more, at the beginning, is not counted
+(or several).
 The garbage collector stays on, as it is for users; what the set-up made is taken out of its sight (``gc.freeze``).
 """
 
@@ -125,9 +126,18 @@ def check(holds: bool, otherwise: str) -> None:
         raise BenchmarkError(otherwise)
 
 
-def run_group(name: str, group: Group, size: str, runs: int, tell: Callable[[str], None] = lambda _: None) -> list[Row]:
+def run_group(
+    name: str,
+    group: Group,
+    size: str,
+    runs: int,
+    tell: Callable[[str], None] = lambda _: None,
+    *,
+    warm_ups: int = 1,
+) -> list[Row]:
     """Measure a group.
 
+    :param warm_ups: runs at the beginning that are not counted
     :raises BenchmarkError: if a case turns out not to be what it says
     """
     with ExitStack() as stack:
@@ -140,7 +150,7 @@ def run_group(name: str, group: Group, size: str, runs: int, tell: Callable[[str
         gc.freeze()
         stack.callback(gc.unfreeze)
         samples: dict[tuple[int, str], list[tuple[float, float]]] = {}
-        for run in range(-1, runs):
+        for run in range(-warm_ups, runs):
             tell(f"{name}: run {run + 1} of {runs}" if run >= 0 else f"{name}: warming up")
             for turn in range(len(cases)):
                 index = (turn + run) % len(cases)
