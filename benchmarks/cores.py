@@ -8,9 +8,9 @@ What is measured is the steady state, in conditions like those of the figures of
   what the smaller ones had left of the heap, and shared the processor's caches with their live objects.
 - It is warmed up until as many pairs are done as there are live allocations (W1), otherwise by one run. Until then the
   file grows, nodes of the tree split, and ranges lie in the order of the list.
-- A run is long: 5,000 pairs take 2 ms, less than one turn at the GIL (5 ms), so the reclaimer fell into a run or not; and
-  a good part of them was what the untimed work before a run had thrown out of the caches. Those of W7 stayed with 5,000
-  segments, which were in the caches from the run before.
+- A run is long. 5,000 pairs take 2 ms, less than one turn at the GIL (5 ms), so the reclaimer fell into a run or not;
+  and a good part of them was what the untimed work before a run had thrown out of the caches. Those of W7 stayed with
+  5,000 segments, which were in the caches from the run before.
 
 The page goes to docs/cores.md, the plots beside it.
 """
