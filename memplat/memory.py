@@ -264,6 +264,10 @@ class Memory(Protocol):
     def update_usage(self, *, owner: int | None = None, max_age: float = 0) -> Usage:
         """Probe the host, and say exactly what is committed, for what and for whom.
 
+        Calls of several threads share scans, each one that starts after the call; between such scans the processor is
+        left to others for four times as long as a scan keeps it busy, a tenth of a second at most. A thread that asks
+        alone does not wait.
+
         :param owner: the figures of this owner alone, at no more than the cost of probing his pages or of all,
             whichever is less
         :param max_age: figures of at most so many seconds ago will do

@@ -2,6 +2,10 @@
 
 Callers at the same time share a scan, but only one that started after their call; those who say how old figures may be
 also take one that started before, if it is young enough when it ends.
+
+Where several threads ask, a scan takes a *breath* before it begins: four times as long as the last one kept the
+processor busy, counted from its end. So such scans take a fifth of one processor at most, and whoever asks meanwhile
+shares the one that follows. A thread that nobody else gets in the way of never waits.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import abc
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from memplat.engine.accounting import Attribution
@@ -20,6 +25,10 @@ from memplat.engine.state import EngineState, host_error
 from memplat.ranges import FileRange
 from memplat.types import Storage, Usage
 
+#: How much longer than a scan the breath after it is, and the longest breath in seconds: nobody waits for long.
+_BREATHS: Final = 4
+_LONGEST_BREATH: Final = 0.1
+
 #: The counters of each method of scanning: how many, and their time.
 _COUNTERS: Final[dict[str, tuple[str, str]]] = {}
 
@@ -27,9 +36,9 @@ _COUNTERS: Final[dict[str, tuple[str, str]]] = {}
 class Turns(HotScanner, abc.ABC):
     """Lets one scan at a time run, and keeps the last figures.
 
-    ``_turn`` guards the counting of scans; ``_known`` and ``_known_total`` belong to whoever scans, or holds the gate
-    while nobody does; ``_seen_changes`` and the figures are guarded by the memory's lock. ``last`` is replaced as a
-    whole.
+    ``_turn`` guards the counting of scans, and who asks; ``_known`` and ``_known_total`` belong to whoever scans, or
+    holds the gate while nobody does; ``_seen_changes`` and the figures are guarded by the memory's lock. ``last`` is
+    replaced as a whole.
     """
 
     def __init__(self, state: EngineState) -> None:
@@ -39,6 +48,10 @@ class Turns(HotScanner, abc.ABC):
         self._runner = 0  # the thread that scans, 0 if none does
         self._started = 0
         self._finished = 0
+        self._askers: set[int] = set()  # the threads that wait for a scan, or run one
+        self._last_runner = 0
+        self._rested_at = 0.0  # when the breath after the last scan is over
+        self._rest: Callable[[float], None] = time.sleep
         self._known = None
         self._known_total = 0
         self._seen_changes = -1
@@ -132,6 +145,7 @@ class Turns(HotScanner, abc.ABC):
         shared: Usage | None = None
         try:
             with self._lock:  # not the Condition: an exception from outside may strike within its __enter__
+                self._askers.add(me)
                 mine = self._started + 1
                 while self._runner and self._finished < mine:
                     self._turn.wait(1.0)  # bounded: such an exception may also keep the runner from notifying
@@ -149,19 +163,34 @@ class Turns(HotScanner, abc.ABC):
                     return self._run_alone(owner, alone)
                 shared = self._run(mine)
         finally:
-            if self._runner == me:
+            ran = self._runner == me
+            if ran:
                 self._runner = 0  # first: a call may be interrupted
+            self._askers.discard(me)
+            if ran:
                 with self._lock:
                     self._turn.notify_all()
         return shared if owner is None else self._part(shared, owner)
 
     def _run(self, number: int) -> Usage:
         """Scan the whole file, also for those who wait."""
+        self._breathe()
         with self._lock:
             self._started = number
+        began = time.thread_time()
         self.last = usage = self._scan()
         self._finished = number
+        self._rested_at = time.monotonic() + _BREATHS * (time.thread_time() - began)
+        self._last_runner = self._runner
         return usage
+
+    def _breathe(self) -> None:
+        """Leave the processor to others for a while, unless nobody else asks. Who comes meanwhile shares the scan."""
+        if self._last_runner == self._runner and len(self._askers) == 1:
+            return
+        left = self._rested_at - time.monotonic()
+        if left > 0:
+            self._rest(min(left, _LONGEST_BREATH))
 
     def _run_alone(self, owner: int, ranges: list[FileRange]) -> Usage:
         """Scan what *owner* uses; those who wait for all of it go on waiting for their turn."""

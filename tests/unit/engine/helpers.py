@@ -166,3 +166,16 @@ def together(*calls: Callable[[], object], seconds: float = HANG_SECONDS) -> Non
         raise AssertionError(f"a thread hangs for more than {seconds} s; the stacks are on stderr")
     if failures:
         raise failures[0]
+
+
+def waiters(memory: Memory) -> int:
+    """How many threads wait for a scan."""
+    return len(memory._scanner._turn._waiters)  # type: ignore[attr-defined]
+
+
+def in_thread(call: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    """Start *call*; the list gets its result."""
+    result: list[Any] = []
+    thread = threading.Thread(target=lambda: result.append(call()), daemon=True)
+    thread.start()
+    return thread, result

@@ -20,7 +20,7 @@ from memplat.hookspecs import hookimpl
 from memplat.memory import Memory
 from memplat.ranges import FileRange
 from tests.oracle import PAGE, NaiveModel, Observer, backing_descriptor, descriptors, has_cachestat, usage_errors
-from tests.unit.engine.helpers import pages_at, until, within, write_all
+from tests.unit.engine.helpers import in_thread, pages_at, until, waiters, within, write_all
 
 Opener = Callable[..., Memory]
 
@@ -336,19 +336,6 @@ class Halt:
             self.looked.set()
             assert self.go.wait(30)
         return result
-
-
-def waiters(memory: Memory) -> int:
-    """How many threads wait for a scan."""
-    return len(memory._scanner._turn._waiters)  # type: ignore[attr-defined]
-
-
-def in_thread(call: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
-    """Start *call*; the list gets its result."""
-    result: list[Any] = []
-    thread = threading.Thread(target=lambda: result.append(call()), daemon=True)
-    thread.start()
-    return thread, result
 
 
 def test_callers_share_a_scan_but_only_one_that_started_after_their_call(open_memory: Opener) -> None:
