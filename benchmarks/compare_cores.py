@@ -167,7 +167,8 @@ class Driver:
 
     def take_waste(self) -> None:
         if not self.releasing:
-            for start, end in self.python.flagged(pages.KEPT) + self.python.flagged(pages.RETAINED):
+            flagged = (*self.python.flagged(pages.KEPT), *self.python.flagged(pages.RETAINED))
+            for start, end in zip(flagged[0::2], flagged[1::2], strict=True):
                 if any(value[5] == pages.HUGE for _, _, value in self.python.runs(start, end)):
                     self.both("flag", start, end, pages.NONE)  # huge pages are taken with the free pages in them
             most = self.random.choice((1, self.page, 7 * self.page, MIB, 3 * MIB, 64 * MIB))
@@ -193,8 +194,9 @@ class Driver:
     def flag(self) -> None:
         start, end = self.part()
         self.both("flag", start, end, self.random.choice((pages.NONE, pages.RESERVED)))
-        for flag in range(4):
+        for flag in (pages.RETAINED, pages.KEPT, pages.RESERVED):
             self.both("flagged", flag)
+            self.both("flagged", flag, *self.part())
 
     def flag_free(self) -> None:
         size = self.python.size

@@ -53,9 +53,10 @@ cdef enum:
     NONE = 0
     RESERVED = 3
     # A run's meta: the state in 2 bits, the pool in 1, the account of used pages in the rest. In the tree of flags it is
-    # the flag, made odd so that it is not indexed.
+    # the class of the flag; that of no flag is odd, so that it is not indexed.
     POOL_SHIFT = 2
     ACCOUNT_SHIFT = 3
+    UNFLAGGED = 1
 
 cdef uint64_t _ONE_REF = 1
 cdef uint64_t _ONE_PIN = <uint64_t>1 << 32
@@ -67,6 +68,10 @@ cdef tuple _STATES = (PageState.FREE, PageState.USED, PageState.WASTE, PageState
 cdef tuple _FLAGS = ("", "retained", "kept", "reserved")
 
 adopt_ranges(<PyTypeObject*>FileRange)
+
+
+cdef inline uint32_t _flag_meta(unsigned flag) noexcept nogil:
+    return flag << 1 if flag else UNFLAGGED
 
 
 cdef inline object _hand_out(_Pages table, uint64_t start, uint64_t nbytes):
@@ -230,7 +235,7 @@ cdef class _Pages:
             if tree_init(&self._flags, 1):
                 raise MemoryError
             if self.size:
-                tree_extend(&self._flags, self.size >> self._shift, 0, (NONE << 1) | 1)
+                tree_extend(&self._flags, self.size >> self._shift, 0, UNFLAGGED)
         return 0
 
     cdef inline bint _all_used(self, uint64_t first, uint64_t last) noexcept nogil:
@@ -384,14 +389,14 @@ cdef class _Pages:
 
     cdef void _clear_flags(self, uint64_t first, uint64_t last, unsigned keep) noexcept nogil:
         cdef uint64_t position = first, stop
-        cdef uint32_t meta, kept = (keep << 1) | 1
+        cdef uint32_t meta, kept = _flag_meta(keep)
         cdef tree_spot at
         while position < last:
             at = tree_find(&self._flags, position)
             stop = min(at.leaf.start[at.index + 1], last)
             meta = at.leaf.meta[at.index]
-            if meta != kept and meta != 1:
-                tree_change(&self._flags, at, position, stop, 0, 1, True)
+            if meta != kept and meta != UNFLAGGED:
+                tree_change(&self._flags, at, position, stop, 0, UNFLAGGED, True)
             position = stop
 
     # -- growing and allocating ---------------------------------------------------------------------------------------
@@ -412,7 +417,7 @@ cdef class _Pages:
         if size > max(dirty_end, self.size):
             tree_extend(&self._segments, size >> self._shift, 0, FREE | pool)
         if self._flags.root != NULL:
-            tree_extend(&self._flags, size >> self._shift, 0, (NONE << 1) | 1)
+            tree_extend(&self._flags, size >> self._shift, 0, UNFLAGGED)
         self.size = size
         self.changes += 1
 

@@ -71,7 +71,7 @@ cdef class PageTable(_Pages):
         if not self.has_flags:
             return True
         at = tree_find(&self._flags, first)
-        return at.leaf.meta[at.index] == 1 and at.leaf.start[at.index + 1] >= last
+        return at.leaf.meta[at.index] == UNFLAGGED and at.leaf.start[at.index + 1] >= last
 
     cdef uint64_t _take_huge(
         self, _Parts parts, uint64_t max_bytes, uint64_t waste, size_t max_ranges
@@ -218,14 +218,25 @@ cdef class PageTable(_Pages):
             self._need_flags()
             if tree_reserve(&self._flags):
                 raise MemoryError
-            tree_assign(&self._flags, start >> self._shift, end >> self._shift, 0, (flag << 1) | 1)
+            tree_assign(&self._flags, start >> self._shift, end >> self._shift, 0, _flag_meta(flag))
             self.has_flags = flag != NONE or self._flags.runs > 1
 
-    def flagged(self, int flag):
-        if not self.has_flags:
-            return []
-        return [make_range(start << self._shift, end << self._shift) for start, end, here in self.flags.runs()
-                if here == flag]
+    def flagged(self, unsigned flag, uint64_t start=0, end=None):
+        cdef uint64_t position = start >> self._shift
+        cdef uint64_t last = (self.size if end is None else min(end, self.size)) >> self._shift
+        cdef _Parts parts = _Parts()
+        cdef tree_spot at
+        if not NONE < flag <= RESERVED:
+            raise IndexError(f"no flag {flag}")
+        if self.has_flags and position < last:
+            at = tree_find(&self._flags, position)
+            if at.leaf.meta[at.index] == flag << 1:  # else the next one begins behind
+                parts.add(position, min(at.leaf.start[at.index + 1], last))
+                position = at.leaf.start[at.index + 1]
+            while tree_next_of(&self._flags, flag, position, &at) and at.leaf.start[at.index] < last:
+                position = at.leaf.start[at.index + 1]
+                parts.add(at.leaf.start[at.index], min(position, last))
+        return self._as_extents(parts)
 
     # -- owners -------------------------------------------------------------------------------------------------------
 
@@ -241,11 +252,9 @@ cdef class PageTable(_Pages):
 
     cdef array.array _walk_for(self, uint32_t owner):
         cdef _Parts parts = _Parts()
-        cdef array.array extents
         cdef tree_spot at
         cdef uint32_t meta
         cdef uint64_t start, end
-        cdef size_t index
         if self.size:
             at = tree_find(&self._segments, 0)
             while at.leaf != NULL:
@@ -258,7 +267,11 @@ cdef class PageTable(_Pages):
                     else:
                         parts.add(start, end)
                 at = tree_next(at)
-        extents = array.clone(_no_extents, 2 * <Py_ssize_t>parts.count, False)
+        return self._as_extents(parts)
+
+    cdef array.array _as_extents(self, _Parts parts):
+        cdef array.array extents = array.clone(_no_extents, 2 * <Py_ssize_t>parts.count, False)
+        cdef size_t index
         for index in range(parts.count):
             extents.data.as_longlongs[2 * index] = <long long>(parts.items[index].first << self._shift)
             extents.data.as_longlongs[2 * index + 1] = <long long>(parts.items[index].last << self._shift)

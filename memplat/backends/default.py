@@ -88,7 +88,7 @@ def memplat_reserve(file: BackingFile, ranges: Sequence[FileRange]) -> bool:
                 reached = max(reached, end)
                 files.fallocate(file.fd, 0, start, end - start)
     except BaseException:  # also when a signal's handler raised
-        files.punch_batch(file.fd, file.address, _ranges(flat.intersect(gaps, 0, reached)))
+        files.punch_batch(file.fd, file.address, flat.ranges(flat.intersect(gaps, 0, reached)))
         raise
     return True
 
@@ -169,7 +169,3 @@ def _union(parts: Iterable[Sequence[int]]) -> array[int]:
     """Extents in one: sorted, and joined where they touch."""
     bounds = array("q", itertools.chain.from_iterable(parts))
     return flat.union(bounds, flat.empty())
-
-
-def _ranges(extents: array[int]) -> list[FileRange]:
-    return list(map(FileRange, extents[0::2], extents[1::2]))

@@ -100,7 +100,7 @@ def lay_out(extents: array[int], total: int, table: PageTable) -> Layout:
         runs = list(_by_few_runs(extents, total, table))
     else:
         keys, values = table.segments.columns()
-    retained, kept = _flagged(table, pages.RETAINED), _flagged(table, pages.KEPT)
+    retained, kept = table.flagged(pages.RETAINED), table.flagged(pages.KEPT)
     return Layout(extents, total, table.page_size, table.size, runs, keys, values, retained, kept, charged)
 
 
@@ -197,10 +197,4 @@ def _charge_free(result: Attribution, layout: Layout, committed: array[int]) -> 
     result.retained += retained
     result.free_committed += flat.total(committed) - retained
     strays = flat.subtract(flat.subtract(committed, layout.retained), layout.kept)
-    result.strays = list(map(FileRange, strays[0::2], strays[1::2]))
-
-
-def _flagged(table: PageTable, flag: int) -> array[int]:
-    if not table.has_flags:
-        return flat.empty()
-    return array("q", [edge for part in table.flagged(flag) for edge in part])
+    result.strays = flat.ranges(strays)

@@ -57,7 +57,7 @@ class Owners:
             if owner == 0 or walk > whole_ns > 0:
                 return None
             used = table.ranges_of(owner)
-            ranges = list(map(FileRange, used[0::2], used[1::2]))
+            ranges = flat.ranges(used)
             if whole_ns:
                 return ranges if len(ranges) * self._range_ns < whole_ns else None
             return ranges if 2 * flat.total(used) < sum(table.allocated.values()) else None

@@ -27,7 +27,7 @@ halfway; it leaves the table *torn*, and nobody may trust it any more.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, TypeAlias
 
 from memplat.engine.segments import SegmentSet
@@ -97,7 +97,7 @@ class PageTable:
         self.segments: SegmentSet[Value] = SegmentSet(
             indexed=(*_FREE, *_WASTE), alignment=self.huge_unit >> self._shift
         )
-        self.flags: SegmentSet[int] = SegmentSet()
+        self.flags: SegmentSet[int] = SegmentSet(indexed=(RETAINED, KEPT, RESERVED))
         self.allocated: dict[tuple[str, int], int] = {}
         self.size = 0
         self.waste = 0
@@ -463,12 +463,18 @@ class PageTable:
             self.has_flags = flag != NONE or len(self.flags) > 1
             self.torn -= 1
 
-    def flagged(self, flag: int) -> list[FileRange]:
-        """The ranges that carry the flag."""
+    def flagged(self, flag: int, start: int = 0, end: int | None = None) -> array[int]:
+        """What of ``[start, end)`` carries the flag, as extents. What lies outside costs nothing."""
         if not self.has_flags:
-            return []
+            return flat.empty()
         shift = self._shift
-        return [FileRange(start << shift, end << shift) for start, end, here in self.flags.runs() if here == flag]
+        runs: Iterable[tuple[int, int]]
+        if start == 0 and (end is None or end >= self.size):
+            runs = self.flags.indexed_runs(flag)
+        else:
+            last = (self.size if end is None else min(end, self.size)) >> shift
+            runs = ((low, high) for low, high, here in self.flags.runs(start >> shift, last) if here == flag)
+        return array("q", [edge << shift for run in runs for edge in run])
 
     # -- owners -------------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from memplat.engine import pages
 from memplat.engine.hot import HotReclaimer
 from memplat.engine.state import EngineState
 from memplat.errors import MemplatError
+from memplat.linux import extents as flat
 from memplat.ranges import MIB, FileRange
 from memplat.types import ReclaimMode
 
@@ -186,8 +187,7 @@ class Reclaimer(HotReclaimer):
         with state.locked() as table:
             ours = table.size - table.free_bytes()
             if table.has_flags:
-                flagged = (*table.flagged(pages.RETAINED), *table.flagged(pages.KEPT))
-                ours += sum(end - start for start, end in flagged)
+                ours += flat.total(table.flagged(pages.RETAINED)) + flat.total(table.flagged(pages.KEPT))
         return storage.total - storage.overhead - storage.overhead_slack > ours
 
     def reclaim_batch(self, limit: int) -> tuple[int, int]:
@@ -283,7 +283,7 @@ class Reclaimer(HotReclaimer):
         want = self._state.options.keep
         if want:
             with self._state.lock:
-                want -= sum(part.length for part in self._state.table.flagged(pages.KEPT))
+                want -= flat.total(self._state.table.flagged(pages.KEPT))
         if want <= 0:
             return ranges, []
         give: list[FileRange] = []
@@ -299,7 +299,7 @@ class Reclaimer(HotReclaimer):
 
     def _retry_retained(self) -> None:
         """Offer the host again what it refused before."""
-        self._give_back(lambda table: table.take_free(table.flagged(pages.RETAINED)))
+        self._give_back(lambda table: table.take_free(flat.ranges(table.flagged(pages.RETAINED))))
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from memplat.engine import pages
 from memplat.engine.state import EngineState
+from memplat.linux import extents as flat
 from memplat.ranges import FileRange, format_size
 
 
@@ -24,5 +25,5 @@ def dump(state: EngineState) -> str:
             line += f" {kind} owner={owner} refs={refs}" + (f" views={pins}" if pins else "")
         lines.append(line + (" huge" if pool == pages.HUGE else ""))
     for flag in (pages.RETAINED, pages.KEPT, pages.RESERVED):
-        lines.extend(f"{part} {pages.FLAGS[flag]}" for part in table.flagged(flag))
+        lines.extend(f"{part} {pages.FLAGS[flag]}" for part in flat.ranges(table.flagged(flag)))
     return "\n".join(lines)

@@ -311,11 +311,10 @@ class EngineState(HotState):
         if not reserved or not self.table.has_flags:  # read without the lock: what is reserved meanwhile is left out
             return extents, total
         with self.lock:
-            flagged = array("q", [edge for part in self.table.flagged(pages.RESERVED) for edge in part])
-        unseen = flat.subtract(flat.intersect(flagged, start, end), extents) if flagged else flagged
+            flagged = self.table.flagged(pages.RESERVED, start, end)
+        unseen = flat.subtract(flagged, extents)
         if unseen:
-            ranges = [FileRange(low, high) for low, high in zip(unseen[0::2], unseen[1::2], strict=True)]
-            extents = flat.union(extents, self.probe_reserved(ranges))
+            extents = flat.union(extents, self.probe_reserved(flat.ranges(unseen)))
             total = flat.total(extents)
         return extents, total
 
@@ -349,7 +348,7 @@ class EngineState(HotState):
         for pages_ in ranges:
             extents = self.committed(pages_.start, pages_.end)
             self.mapping.zero_all(extents)
-            zeroed += map(FileRange, extents[0::2], extents[1::2])
+            zeroed += flat.ranges(extents)
         return zeroed
 
     def note_decommitted_locked(self, ranges: Sequence[FileRange]) -> None:

@@ -17,6 +17,7 @@ from operator import ge, gt, lt
 from typing import Final
 
 from memplat import _core
+from memplat.ranges import FileRange
 
 #: Up to so many extents, loops are quicker than what is done to all of them at once.
 _FEW: Final = 16
@@ -25,6 +26,11 @@ _FEW: Final = 16
 def empty() -> array[int]:
     """No extents."""
     return array("q")
+
+
+def ranges(extents: Sequence[int]) -> list[FileRange]:
+    """The extents one by one."""
+    return list(map(FileRange, extents[0::2], extents[1::2]))
 
 
 def total(extents: Sequence[int]) -> int:

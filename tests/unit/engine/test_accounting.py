@@ -47,7 +47,10 @@ def counted(extents: array[int], table: PageTable) -> tuple[dict[tuple[int, str]
     charged: dict[tuple[int, str], int] = {}
     waste = retained = free = 0
     strays = set()
-    flags = {flag: {p for r in table.flagged(flag) for p in range(*r, PAGE)} for flag in (pages.RETAINED, pages.KEPT)}
+    flags = {
+        flag: {page for part in flat.ranges(table.flagged(flag)) for page in range(*part, PAGE)}
+        for flag in (pages.RETAINED, pages.KEPT)
+    }
     for start, end in zip(extents[0::2], extents[1::2], strict=True):
         for page in range(start, end, PAGE):
             info = table.inspect(page)

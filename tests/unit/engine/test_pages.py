@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import hypothesis.strategies as st
@@ -21,6 +22,7 @@ from hypothesis.stateful import (
 
 from benchmarks.compare_cores import Driver, observables
 from memplat.engine import pages
+from memplat.engine.segments import SegmentSet
 from memplat.errors import DoubleFreeError, NotAllocatedError, ReferenceOverflowError
 from memplat.ranges import FileRange
 from tests.needs import needs
@@ -233,6 +235,53 @@ def test_retained_pages_in_a_huge_page_that_is_released_are_tried_again_with_it(
     assert not table.flagged(pages.RETAINED)
     table.release(taken)
     table._check()
+
+
+def test_flagged_pages_are_found_by_range_and_cut_to_it(table: Any) -> None:
+    table.extend(64 * PAGE, huge=False)
+    kept, reserved = pages.KEPT, pages.RESERVED
+    for first, last, flag in ((0, 4, kept), (4, 8, reserved), (9, 12, reserved), (20, 21, kept)):
+        table.flag(first * PAGE, last * PAGE, flag)
+
+    def found(flag: int, *part: int) -> list[int]:
+        return [edge // PAGE for edge in table.flagged(flag, *(page * PAGE for page in part))]
+
+    assert found(reserved) == found(reserved, 0, 64) == found(reserved, 0, 100) == [4, 8, 9, 12]
+    assert found(reserved, 5, 10) == [5, 8, 9, 10]
+    assert found(reserved, 6) == [6, 8, 9, 12]
+    assert found(kept, 3, 21) == [3, 4, 20, 21]
+    assert found(kept, 4, 20) == found(pages.RETAINED) == found(kept, 64, 70) == found(kept, 9, 9) == []
+    table._check()
+
+
+class CountedRuns(SegmentSet[int]):
+    """Counts the runs that are looked at."""
+
+    looked = 0
+
+    def runs(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int]]:
+        for run in super().runs(start, end):
+            self.looked += 1
+            yield run
+
+
+def test_looking_for_flagged_pages_of_a_range_costs_nothing_for_those_outside() -> None:
+    looked = set()
+    for count in (100, 10_000):
+        table = pages.PageTable(PAGE)
+        table.flags = CountedRuns(indexed=(pages.RETAINED, pages.KEPT, pages.RESERVED))
+        table.extend(2 * count * PAGE, huge=False)
+        for number in range(count):
+            table.flag(2 * number * PAGE, (2 * number + 1) * PAGE, pages.RESERVED)
+        table.flag(0, PAGE, pages.RETAINED)
+        table.flags.looked = 0
+        middle = count * PAGE
+        assert table.flagged(pages.RESERVED, middle, middle + 6 * PAGE) == array(
+            "q", [middle + page * PAGE for page in range(6)]
+        )
+        assert table.flagged(pages.RETAINED) == array("q", [0, PAGE])  # the only one, among many others
+        looked.add(table.flags.looked)
+    assert looked == {6}
 
 
 def test_what_is_taken_is_a_sequence_of_ranges_and_a_buffer_of_their_offsets(table: Any, native: Any) -> None:
