@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 from array import array
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from memplat.engine import accounting, pages
+from memplat import _core
+from memplat.engine import accounting, hot, pages
 from memplat.engine.accounting import attribute, lay_out
 from memplat.engine.pages import PageTable
 from memplat.linux import extents as flat
-from memplat.ranges import FileRange
+from memplat.ranges import MIB, FileRange
+from tests.needs import needs
 
 PAGE = 4096
 
 
-def table_of(chance: random.Random, size: int, users: int) -> PageTable:
+def table_of(chance: random.Random, size: int, users: int, make: Callable[[int], PageTable] = PageTable) -> PageTable:
     """A table of *size* pages in which users of three kinds and owners, waste, free and flagged pages alternate."""
-    table = PageTable(PAGE)
+    table = make(PAGE)
     table.extend(size * PAGE, huge=False)
     taken = []
     for _ in range(users):
@@ -84,6 +91,75 @@ def test_every_way_of_charging_equals_a_count_page_by_page(
     charged = {(owner, kind): n for owner, kinds in found.by_owner.items() for kind, n in kinds.items()}
     strays = {page for part in found.strays for page in range(*part, PAGE)}
     assert (charged, found.waste, found.retained, found.free_committed, strays) == counted(extents, table)
+
+
+@pytest.fixture
+def compiled() -> Any:
+    """The compiled core, whichever is chosen."""
+    try:
+        return importlib.import_module("memplat._native.core")
+    except ImportError as error:
+        needs("compiler", str(error))
+
+
+@given(st.integers(0, 1 << 32), st.sampled_from((8, 60, 300)), st.sampled_from((0, 3, 40)), st.floats(0, 1))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_compiled_charges_as_a_count_page_by_page_does(
+    compiled: Any, seed: int, size: int, users: int, share: float
+) -> None:
+    chance = random.Random(seed)
+    table = table_of(chance, size, users, compiled.PageTable)
+    extents = committed_of(chance, size, share)
+    used: dict[tuple[int, str], int] = {}
+    idle, free = 0, set()
+    for start, end in zip(extents[0::2], extents[1::2], strict=True):
+        for page in range(start, end, PAGE):
+            info = table.inspect(page)
+            if info.state == "used":
+                key = info.owner, str(info.kind)
+                used[key] = used.get(key, 0) + PAGE
+            elif info.state == "free":
+                free.add(page)
+            else:
+                idle += PAGE
+    before = extents[:]
+    sums, found_idle, parts = compiled.charge(table, extents)
+    assert {(owner, kind): nbytes for owner, kind, nbytes in sums} == used
+    assert len(sums) == len(used), "each owner and kind once"
+    assert (found_idle, extents) == (idle, before)
+    assert {page for low, high in zip(parts[0::2], parts[1::2], strict=True) for page in range(low, high, PAGE)} == free
+    assert flat.validate(parts, 0, table.size, PAGE) is None
+
+
+def test_what_is_compiled_charges_the_free_parts_of_both_pools_as_one(compiled: Any) -> None:
+    table = compiled.PageTable(PAGE)
+    table.extend(4 * MIB, huge=False)
+    table.extend(6 * MIB, huge=True)
+    assert compiled.charge(table, array("q", [MIB, 6 * MIB])) == ([], 0, array("q", [MIB, 6 * MIB]))
+
+
+@pytest.mark.parametrize("wrong", [array("q", [0]), array("Q", [0, PAGE]), array("i", [0, PAGE])])
+def test_what_is_compiled_refuses_what_are_no_extents(compiled: Any, wrong: array[int]) -> None:
+    table = table_of(random.Random(0), 8, 3, compiled.PageTable)
+    with pytest.raises(TypeError, match="no extents"):
+        compiled.charge(table, wrong)
+
+
+@pytest.mark.parametrize("wrong", [[-PAGE, PAGE], [0, 9 * PAGE], [8 * PAGE, 9 * PAGE], [PAGE, PAGE]])
+def test_what_is_compiled_refuses_extents_outside_of_the_table(compiled: Any, wrong: list[int]) -> None:
+    table = table_of(random.Random(0), 8, 3, compiled.PageTable)
+    with pytest.raises(IndexError, match="not within the page table"):
+        compiled.charge(table, array("q", wrong))
+    assert compiled.charge(table, array("q")) == ([], 0, array("q"))
+
+
+def test_a_table_in_python_is_charged_in_python(compiled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_core, "MODULE", compiled)
+    table = PageTable(PAGE)
+    table.extend(8 * PAGE, huge=False)
+    assert hot.charge(table, array("q", [0, PAGE])) is None
+    monkeypatch.setattr(_core, "MODULE", None)
+    assert hot.charge(table_of(random.Random(0), 8, 3, compiled.PageTable), array("q")) is None
 
 
 @pytest.mark.parametrize("seed", range(6))

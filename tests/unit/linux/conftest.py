@@ -14,11 +14,13 @@ __all__ = ["any_disk_directory", "btrfs_directory", "ext4_directory", "tmpfs_dir
 
 
 @pytest.fixture
-def choose_probing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Have probing done in Python or compiled, whichever core is chosen, from now on."""
+def choose_probing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Have probing done in Python or compiled, whichever core is chosen, from now on; what is compiled, or ``None``."""
 
-    def choose(core: str) -> None:
-        monkeypatch.setattr(_core, "PROBING", _compiled() if core == "native" else None)
+    def choose(core: str) -> Any:
+        chosen = _compiled() if core == "native" else None
+        monkeypatch.setattr(_core, "PROBING", chosen)
+        return chosen
 
     return choose
 
@@ -31,7 +33,7 @@ def _compiled() -> Any:
 
 
 @pytest.fixture(params=["python", "native"])
-def probing(request: pytest.FixtureRequest, choose_probing: Callable[[str], None]) -> str:
+def probing(request: pytest.FixtureRequest, choose_probing: Callable[[str], Any]) -> str:
     """Each test with both."""
     choose_probing(request.param)
     return str(request.param)

@@ -7,7 +7,7 @@ from array import array
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memplat.linux import extents as flat
@@ -34,10 +34,51 @@ def test_total_counts_pages(a):
 
 
 @given(pages, pages)
-def test_union_intersection_and_difference_are_those_of_sets(a, b):
-    assert flat.union(extents_of(a), extents_of(b)) == extents_of(a | b)
-    assert flat.intersection(extents_of(a), extents_of(b)) == extents_of(a & b)
-    assert flat.subtract(extents_of(a), extents_of(b)) == extents_of(a - b)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_union_intersection_and_difference_are_those_of_sets_with_either_core(choose_probing, a, b):
+    for core in ("python", "native"):
+        choose_probing(core)
+        assert flat.union(extents_of(a), extents_of(b)) == extents_of(a | b)
+        assert flat.intersection(extents_of(a), extents_of(b)) == extents_of(a & b)
+        assert flat.subtract(extents_of(a), extents_of(b)) == extents_of(a - b)
+        assert flat.total(extents_of(a)) == len(a)
+
+
+@given(pages, pages)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_compiled_combines_extents_as_sets_are_and_changes_neither(choose_probing, a, b):
+    compiled = choose_probing("native")
+    first, second = extents_of(a), extents_of(b)
+    assert compiled.combine(first, second, True) == extents_of(a | b)
+    assert compiled.combine(first, second, False) == extents_of(a & b)
+    assert (first, second) == (extents_of(a), extents_of(b))
+
+
+@pytest.mark.parametrize("wrong", [[1, 1], [3, 2], [0, 4, 4, 5], [0, 4, 3, 5], [7]])
+@pytest.mark.parametrize("either", [True, False])
+def test_what_is_not_sorted_or_has_no_end_is_not_combined_by_what_is_compiled(choose_probing, wrong, either):
+    compiled = choose_probing("native")
+    proper, improper = array("q", [0, 10]), array("q", wrong)
+    assert compiled.combine(proper, improper, either) is None
+    assert compiled.combine(improper, proper, either) is None
+    assert improper == array("q", wrong)
+
+
+@pytest.mark.parametrize("typecode", ["i", "Q", "d"])
+def test_other_arrays_than_of_offsets_are_not_combined_by_what_is_compiled(choose_probing, typecode):
+    compiled = choose_probing("native")
+    proper, other = array("q", [0, 10]), array(typecode, [0, 10])
+    assert compiled.combine(proper, other, True) is None
+    assert compiled.combine(other, proper, False) is None
+
+
+def test_the_greatest_offsets_are_combined_right(choose_probing):
+    last = 2**63 - 1
+    for core in ("python", "native"):
+        choose_probing(core)
+        both = array("q", [0, 1, last - 2, last]), array("q", [1, last - 1])
+        assert flat.union(*both) == array("q", [0, last])
+        assert flat.intersection(*both) == array("q", [last - 2, last - 1])
 
 
 @given(pages, bound, bound)

@@ -8,6 +8,7 @@ import random
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,7 +21,7 @@ from memplat.ranges import MIB
 PAGE = 4096
 PAGES = 48
 CORES = ("python", "native")
-Chooser = Callable[[str], None]
+Chooser = Callable[[str], Any]
 
 
 @pytest.fixture
