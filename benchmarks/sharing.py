@@ -30,6 +30,8 @@ from tests.hostparts import hugetlb_pool
 SIZES: Final = (64 * KIB, MIB, 16 * MIB, 64 * MIB)
 CONTENTS: Final = ("untouched", "one page", "filled")
 _KEEP: Final = 256 * MIB
+#: Arrays up to this length that will be filled are made of what was just freed, zeroed (``will_commit``).
+_BLIND: Final = 2 * MIB
 _STEP: Final = 4 * KIB
 _FILL: Final = bytes(range(256)) * 4096
 _WARM: Final = 5
@@ -63,7 +65,7 @@ def attach(order: Any, length: int, content: str, kept: dict[str, memoryview]) -
         found = look(shared.buf[:length], content)
         shared.close()
         return found
-    if isinstance(order, memplat.Handle):
+    if isinstance(order, (bytes, memplat.Handle)):
         view = memplat.attach(order)
         return look(view[:length], content)
     if isinstance(order, tuple):
@@ -143,18 +145,23 @@ class InSharedMemory(Way):
 class InMemory(Way):
     """A share for each array."""
 
-    def __init__(self, connection: Connection[Any, Any], memory: memplat.Memory) -> None:
+    def __init__(self, connection: Connection[Any, Any], memory: memplat.Memory, *, pickled: bool) -> None:
         super().__init__(connection)
         self._memory = memory
+        self._pickled = pickled
 
     def create(self, length: int, content: str) -> Any:
         memory = self._memory
         # A pool has no pages to spare for what was just freed and rests: huge=True takes it again at once.
         again = memory.page_size >= 2 * MIB and length >= memory.page_size
-        self._pages = memory.allocate(memory.round_up(length), huge=again)
+        if content == "filled" and length <= _BLIND:
+            self._pages = memory.allocate(memory.round_up(length), huge=again, mode="will_commit")
+        else:
+            self._pages = memory.allocate(memory.round_up(length), huge=again)
         self._view = memory.view(self._pages)
         fill(self._view[:length], content)
-        return memory.share(self._pages)
+        handle = memory.share(self._pages)
+        return handle if self._pickled else bytes(handle)
 
     def free(self) -> None:
         del self._view
@@ -205,13 +212,13 @@ def worker() -> Iterator[Connection[Any, Any]]:
 Figures = dict[str, list[tuple[float, float]]]
 
 
-def measure(backend: str, rounds: int, only: str) -> Iterator[tuple[int, str, Figures]]:
+def measure(backend: str, rounds: int, only: str, *, pickled: bool = False) -> Iterator[tuple[int, str, Figures]]:
     """Net and gross microseconds of each way, by size and content."""
     with worker() as connection, memplat.open(backend, config={}, keep=_KEEP) as memory:
         ways = {
             "pipe": Way(connection),
             "SharedMemory": InSharedMemory(connection),
-            "memplat": InMemory(connection, memory),
+            "memplat": InMemory(connection, memory, pickled=pickled),
         }
         slices = InSlices(connection, memory)
         ways["slices"] = slices
@@ -271,12 +278,13 @@ def main() -> None:
     parser.add_argument("backend", nargs="?", default="memfd", choices=("memfd", "hugetlb"))
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--only", default="", help="only sizes (in bytes) and contents with this text")
+    parser.add_argument("--pickled", action="store_true", help="send handles as pickles, not as bytes")
     options = parser.parse_args()
     pool = hugetlb_pool((4 * SIZES[-1] + 2 * _KEEP) // (2 * MIB)) if options.backend == "hugetlb" else None
     with pool or contextlib.nullcontext():
         print(f"{options.backend}, medians (and quartiles) of {options.rounds} rounds, fewer of large filled arrays")
         print(HEAD)
-        for figures in measure(options.backend, options.rounds, options.only):
+        for figures in measure(options.backend, options.rounds, options.only, pickled=options.pickled):
             print(line(*figures), flush=True)
 
 

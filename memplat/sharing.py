@@ -61,7 +61,7 @@ class Shared(Protocol):
 
 
 class PythonHandle:
-    """The fields of a handle, and what it is as a pickle: a single object of plain bytes, which pickles quickest."""
+    """The fields of a handle, and how it becomes bytes."""
 
     __slots__ = ("_address", "_fd", "_shared", "_token", "_used", "pages", "writable")
 
@@ -81,11 +81,14 @@ class PythonHandle:
         self._shared = shared
         self._used = False
 
-    def _packed(self) -> bytes:
+    def _pack(self) -> bytes:
         raise NotImplementedError
 
+    def __bytes__(self) -> bytes:
+        return self._pack()
+
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _restore, (self._packed(),)
+        return _restore, (self._pack(),)
 
     def __del__(self) -> None:
         fd = getattr(self, "_fd", -1)  # not there, if nothing was made of what __new__ gave
@@ -103,7 +106,7 @@ class Handle(HotHandle):
     """Pages to be attached by one process, once. Made by :meth:`Memory.share`.
 
     It can be pickled (arguments and queues of ``multiprocessing``, whatever the start method) for processes of the same
-    user and network namespace. For others, and without pickles, send its descriptor::
+    user and network namespace, or sent as ``bytes(handle)``. For others send its descriptor::
 
         socket.send_fds(connection, [b"pages"], [handle.fileno()]); handle.close()        # here
         view = memplat.attach(memplat.Handle.from_fd(socket.recv_fds(peer, 16, 1)[1][0]))  # there
@@ -132,6 +135,17 @@ class Handle(HotHandle):
         handle = cls(b"", b"", None, None)
         handle._fd = fd
         os.set_inheritable(fd, False)
+        return handle
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Handle:
+        """The handle that ``bytes(handle)`` was made of; see :func:`attach`, which takes such bytes, too.
+
+        :raises InvalidArgumentError: if *data* is no such bytes
+        """
+        handle = _unpack(data)
+        if handle is None:
+            raise InvalidArgumentError(f"{shown(data)} is nothing that bytes(handle) has made")
         return handle
 
     def fileno(self) -> int:
@@ -256,8 +270,8 @@ class Handle(HotHandle):
             raise HandleError("only the process that shared the pages can do that")
         return self._shared
 
-    def _packed(self) -> bytes:
-        """What a pickle of it has."""
+    def _pack(self) -> bytes:
+        """What :meth:`from_bytes` and pickles take."""
         if self._fd >= 0:
             raise HandleError("this handle is a descriptor by now: send that, with socket.send_fds")
         if self.pages is None:
@@ -280,9 +294,12 @@ class Handle(HotHandle):
         return f"<handle of {self.pages}, to {how}>" if self._fd < 0 else f"<handle, descriptor {self._fd}>"
 
 
-def attach(handle: Handle) -> memoryview:
+def attach(handle: Handle | bytes) -> memoryview:
     """Map the pages of *handle* into this process, and return a view of them. They are neither reclaimed nor recycled
     until the view, and whatever was derived from it, is gone, in this process and in those forked from it meanwhile.
+
+    What ``bytes(handle)`` has made does as well as the handle. Whoever makes up such bytes can have pages of his own
+    attached: take them from whom you would take a pickle.
 
     The view stays valid when the owner closes the memory or dies; it is then the last to keep the pages.
 
@@ -293,25 +310,33 @@ def attach(handle: Handle) -> memoryview:
     view = _try_attach(handle)
     if view is not None:
         return view
+    if isinstance(handle, bytes):
+        handle = Handle.from_bytes(handle)
     if not isinstance(handle, Handle):
         raise InvalidArgumentError(f"{shown(handle)} is no handle; Memory.share makes one")
     return handle.attach()
 
 
-def _restore(packed: bytes) -> Handle:
-    """A handle out of its pickle."""
+def _restore(packed: bytes) -> Handle | None:
+    """A handle out of its pickle. In Python, as pickle asks functions that are compiled one question more."""
+    return _unpack(packed)
+
+
+def _unpack(packed: bytes) -> Handle | None:
+    """A handle out of its bytes; ``None`` for what is too short, or no bytes."""
+    if type(packed) is not bytes or len(packed) < _FORM.size:
+        return None
     token, start, end, writable = _FORM.unpack_from(packed)
     return Handle(packed[_FORM.size :], token, FileRange(start, end), writable)
 
 
-def _try_attach(handle: Handle) -> memoryview | None:  # noqa: ARG001 -- the compiled one uses it
+def _try_attach(handle: Handle | bytes) -> memoryview | None:  # noqa: ARG001 -- the compiled one uses it
     """The view, if there is nothing out of the ordinary, and it is compiled."""
     return None
 
 
 if _core.MODULE is not None:
-    _restore, _try_attach = _core.MODULE._restore, _core.MODULE.try_attach  # noqa: SLF001 -- the name in pickles is the
-    _restore.__module__ = __name__  # same, whatever core has made them
+    _unpack, _try_attach = _core.MODULE.unpack, _core.MODULE.try_attach
     _core.MODULE.install_handles(Handle, _restore)
 
 

@@ -23,17 +23,18 @@ cdef object _anonymous = "anonymous"
 #: The kinds that can be allocated, each with its number in every page table.
 cdef dict _allowed_kinds = {str(kind): number for number, kind in enumerate(MemoryKind) if kind is not MemoryKind.MAPPED}
 cdef uint32_t _anonymous_id = _allowed_kinds[_anonymous]
-cdef object _allocate, _incref, _decref, _view, _share
+cdef object _allocate, _incref, _decref, _view, _share, _round_up
 
 
 def install(memory_file):
     """Say which class has the methods that do what the fast ways do not."""
-    global _allocate, _incref, _decref, _view, _share
+    global _allocate, _incref, _decref, _view, _share, _round_up
     _allocate = memory_file.allocate
     _incref = memory_file.incref
     _decref = memory_file.decref
     _view = memory_file.view
     _share = memory_file.share
+    _round_up = memory_file.round_up
 
 
 cdef inline bint _read_range(object pages, uint64_t size, uint64_t mask, uint64_t* start, uint64_t* end) noexcept:
@@ -69,6 +70,14 @@ cdef class Calls:
         self._recycles = default_mode is _WILL_COMMIT
         self._mask = state.table.page_size - 1
         self._hot = state
+
+    def round_up(self, length):
+        """See :meth:`Memory.round_up`."""
+        cdef uint64_t wanted
+        if self._hot is not None and self._hot.refuse is None and read_int(<PyObject*>length, &wanted):
+            if 0 < wanted < <uint64_t>1 << 62:
+                return (wanted + self._mask) & ~self._mask
+        return _round_up(self, length)
 
     def allocate(
         self, length, *, kind=_anonymous, owner=0, mode=None, direction=_UP, huge=False, fill=None

@@ -74,7 +74,8 @@ cdef class HotHandle:
         if self._fd >= 0:
             _close_fd(self._fd)
 
-    def __reduce__(self):
+    def __bytes__(self):
+        """As :meth:`memplat.sharing.Handle.__bytes__`."""
         cdef uint64_t start = 0, end = 0
         cdef object packed, address = self._address, token = self._token
         cdef Py_ssize_t more
@@ -86,7 +87,7 @@ cdef class HotHandle:
             or type(address) is not bytes
             or not _read_range(self.pages, _NEVER, 0, &start, &end)
         ):
-            return _restored, (self._packed(),)
+            return self._pack()
         more = PyBytes_GET_SIZE(address)
         packed = PyBytes_FromStringAndSize(NULL, FORM + more)
         at = PyBytes_AS_STRING(packed)
@@ -95,16 +96,19 @@ cdef class HotHandle:
         memcpy(at + TOKEN + 8, &end, 8)
         at[FORM - 1] = 1 if self.writable else 0
         memcpy(at + FORM, PyBytes_AS_STRING(address), more)
-        return _restored, (packed,)
+        return packed
+
+    def __reduce__(self):
+        return _restored, (self.__bytes__(),)
 
 
-def _restore(packed):
-    """As :func:`memplat.sharing._restore`."""
+def unpack(packed):
+    """As :func:`memplat.sharing._unpack`; ``None`` for what is too short, or no bytes."""
     cdef HotHandle handle
     cdef uint64_t start, end
     cdef char* at
     if type(packed) is not bytes or PyBytes_GET_SIZE(packed) < FORM:
-        raise InvalidArgumentError("this is no pickled handle")
+        return None
     handle = memplat_new(_handle_class)
     at = PyBytes_AS_STRING(packed)
     memcpy(&start, at + TOKEN, 8)
@@ -117,11 +121,19 @@ def _restore(packed):
 
 
 def try_attach(handle):
-    """The view, if there is nothing out of the ordinary; else ``None``, and nothing has changed."""
+    """The view for a handle or its bytes, if there is nothing out of the ordinary; else ``None``, and nothing has changed."""
     cdef HotHandle plain
     cdef Token token
     cdef uint64_t start = 0, end = 0
-    cdef PyObject* connection
+    cdef char* at
+    if type(handle) is bytes:
+        if PyBytes_GET_SIZE(handle) < FORM:
+            return None
+        at = PyBytes_AS_STRING(handle)
+        memcpy(&token, at, TOKEN)
+        memcpy(&start, at + TOKEN, 8)
+        memcpy(&end, at + TOKEN + 8, 8)
+        return _attach_token(&token, start, end)
     if type(handle) is not _handle_class:
         return None
     plain = handle
@@ -135,10 +147,17 @@ def try_attach(handle):
     ):
         return None
     memcpy(&token, PyBytes_AS_STRING(plain._token), TOKEN)
-    connection = PyDict_GetItemWithError(_peers, PyBytes_FromStringAndSize(token.key, KEY))
+    view = _attach_token(&token, start, end)
+    if view is not None:
+        plain._used = True
+    return view
+
+
+cdef object _attach_token(const Token* token, uint64_t start, uint64_t end):
+    cdef PyObject* connection = PyDict_GetItemWithError(_peers, PyBytes_FromStringAndSize(token.key, KEY))
     if connection == NULL:
         return None
-    return (<HotConnection?><object>connection)._attach(plain, &token, start, end)
+    return (<HotConnection?><object>connection)._attach(token, start, end)
 
 
 cdef class HotWindow:
@@ -157,7 +176,7 @@ cdef class HotConnection:
     cdef public bint gone, watched, writable
     cdef public HotClaims claims
 
-    cdef object _attach(self, HotHandle handle, const Token* token, uint64_t start, uint64_t end):
+    cdef object _attach(self, const Token* token, uint64_t start, uint64_t end):
         cdef Attached view
         if not _take_mutex(False):
             return None
@@ -165,10 +184,7 @@ cdef class HotConnection:
             view = self._claim(token, start, end)
         finally:
             _give_mutex()
-        if view is None:
-            return None
-        handle._used = True
-        return PyMemoryView_FromObject(view)
+        return None if view is None else PyMemoryView_FromObject(view)
 
     cdef Attached _claim(self, const Token* token, uint64_t start, uint64_t end):
         """With the mutex held."""

@@ -39,7 +39,7 @@ cdef extern from "ranges.h":
     void fetch_range(PyObject*)
     void adopt_ranges(PyTypeObject*)
 
-from memplat.errors import DoubleFreeError, InvalidArgumentError, NotAllocatedError, ReferenceOverflowError
+from memplat.errors import DoubleFreeError, NotAllocatedError, ReferenceOverflowError
 from memplat.ranges import HUGE_PAGE_SIZE, MIB, FileRange
 from memplat.types import MAX_REFS, MemoryKind, PageInfo, PageState
 

@@ -1,6 +1,6 @@
 # The owner's end of shares: Memory.share, compiled as far as peers know the memory, and what share() looks at.
 
-from heapq import heappush as _heappush
+from heapq import heappop as _heappop, heappush as _heappush
 
 cdef extern from "time.h":
     cdef struct timespec:
@@ -36,7 +36,11 @@ cdef class HotLooking:
     cdef public double _next_time
 
     cdef bint _may_wait(self, double when) except -1:
-        """Whether a share can be noted to end then, without waking the thread or tidying up."""
+        """Whether a share can be noted to end then, without waking the thread or tidying up. Forgets those that have ended
+        and would be next.
+        """
+        while self._times and type(self._times[0][2]) is _share_class and (<HotShare>self._times[0][2])._ended:
+            _heappop(self._times)
         return len(self._times) < self._tidy_at and when >= self._next_time
 
 

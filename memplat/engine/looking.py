@@ -62,6 +62,8 @@ class Looking(HotLooking):
 
     def at(self, when: float, what: Share | Callable[[], None]) -> None:
         """Do that, or end this share unless it is attached, at a time of the monotonic clock. With the lock held."""
+        while self._times and isinstance(share := self._times[0][2], Share) and share.is_over:
+            heapq.heappop(self._times)
         if len(self._times) >= self._tidy_at:  # shares that have ended are forgotten
             self._times = [item for item in self._times if not isinstance(item[2], Share) or not item[2].is_over]
             heapq.heapify(self._times)

@@ -366,6 +366,29 @@ RIVAL = """
     """
 
 
+@pytest.mark.parametrize("held", [0, 1], ids=["none is held", "one is held"])
+def test_shares_that_have_ended_are_forgotten(held: int) -> None:
+    code = f"""
+    import memplat
+    from memplat.engine.service import service
+    with memplat.open("memfd") as memory:
+        pages = memory.allocate(4096)
+        for _ in range(3000):
+            assert memory.share(pages).revoke()
+            if not {held}:
+                assert len(service()._times) < 3
+        held = [memory.share(pages) for _ in range({held})]
+        for _ in range(3000):
+            assert memory.share(pages).revoke()
+        assert len(service()._times) <= 1024, len(service()._times)
+        memory.decref(pages)
+    print("done")
+    """
+    with python(code) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == "done\n"
+
+
 def test_two_peers_want_the_same_share_and_one_gets_it(memory: Memory) -> None:
     pages = memory.allocate(PAGE, fill=b"hello")
     handles = [memory.share(pages) for _ in range(40)]

@@ -61,6 +61,54 @@ def test_a_handle_means_the_same_to_the_other_core(memory: Memory, core: str) ->
     memory.decref(pages)
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["as bytes", "as a handle again"])
+def test_a_handle_goes_as_bytes_too(memory: Memory, whole: bool) -> None:
+    pages = memory.allocate(4 * PAGE, fill=b"hello")
+    part = memplat.FileRange(pages.start, pages.start + PAGE)
+    for writable in (False, True):
+        handle = memory.share(part, writable=writable)
+        data = bytes(handle)
+        again = memplat.Handle.from_bytes(data)
+        assert (again.pages, again.writable, bytes(again)) == (part, writable, data)
+        view = memplat.attach(again if whole else data)
+        assert bytes(view[:5]) == b"hello"
+        assert len(view) == PAGE
+        assert view.readonly is not writable
+        for late in (data, again, handle):
+            with pytest.raises(memplat.HandleUsedError):
+                memplat.attach(late)
+        del view
+        assert handle.wait(20)
+        with pytest.raises(memplat.HandleExpiredError):
+            memplat.attach(data)
+    memory.decref(pages)
+
+
+def test_bytes_that_are_no_handle_are_refused(memory: Memory) -> None:
+    pages = memory.allocate(PAGE)
+    handle = memory.share(pages)
+    data = bytes(handle)
+    for wrong in (b"", data[:48], bytearray(data), "x" * 99, None):
+        with pytest.raises(memplat.InvalidArgumentError):
+            memplat.Handle.from_bytes(wrong)  # type: ignore[arg-type]
+        with pytest.raises(memplat.InvalidArgumentError):
+            memplat.attach(wrong)  # type: ignore[arg-type]
+    for broken in (data[:32] + b"\xff" * 16 + data[48:], data[:32] + data[40:48] + data[32:40] + data[48:]):
+        with pytest.raises(memplat.InvalidArgumentError):
+            memplat.attach(broken)
+    for other in (b"\0" * len(data), b"\0" * 16 + data[16:], data[:24] + b"\xff" * 8 + data[32:]):
+        with pytest.raises(memplat.MemplatError):
+            memplat.attach(other)
+    for slot in (7, (1 << 15) - 1):
+        with pytest.raises(memplat.MemplatError):
+            memplat.attach(data[:16] + slot.to_bytes(8, "little", signed=True) + data[24:])
+    assert bytes(memplat.attach(data)) == bytes(PAGE)
+    assert handle.wait(20)
+    with pytest.raises(memplat.HandleError):
+        bytes(memplat.Handle.from_fd(os.dup(0)))
+    memory.decref(pages)
+
+
 def test_a_view_outlives_the_memory(memory: Memory) -> None:
     pages = memory.allocate(PAGE, fill=b"hello")
     view = memplat.attach(memory.share(pages))
