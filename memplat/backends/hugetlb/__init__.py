@@ -26,16 +26,13 @@ import attrs
 from memplat.backends.hugetlb.pool import Pool, find_pool
 from memplat.hookspecs import hookimpl
 from memplat.linux import extents as flat
-from memplat.linux import files, memory, userfaultfd
+from memplat.linux import files, memory, names, userfaultfd
 from memplat.linux.pagemap import pagemap_sum
 from memplat.ranges import FileRange, format_size, parse_size
 from memplat.types import AllocationMode, Availability, BackendInfo, BackingFile, Capability, Extents, Storage
-from memplat.wording import shown
 
 NAME: Final = "hugetlb"
 _BLOCK: Final = 512
-#: memfd_create(2): names are limited to 249 bytes.
-_MAX_NAME_BYTES: Final = 249
 _SEALS: Final = files.F_SEAL_SHRINK | files.F_SEAL_SEAL
 
 
@@ -57,16 +54,6 @@ def _check_page_size(_: object, attribute: attrs.Attribute[int | None], value: i
         raise ValueError(f"{attribute.name} is {value}: allowed are powers of two, in bytes")
 
 
-def _check_name(_: object, attribute: attrs.Attribute[str], value: object) -> None:
-    allowed = f"allowed are up to {_MAX_NAME_BYTES} bytes without NUL"
-    try:
-        fits = isinstance(value, str) and "\0" not in value and len(value.encode()) <= _MAX_NAME_BYTES
-    except UnicodeEncodeError:  # half of a surrogate pair
-        raise ValueError(f"{attribute.name} is {shown(value)}, which is no UTF-8: {allowed}") from None
-    if not fits:
-        raise ValueError(f"{attribute.name} is {shown(value)}: {allowed}")
-
-
 @attrs.frozen
 class HugetlbOptions:
     """The options of the backend."""
@@ -78,7 +65,7 @@ class HugetlbOptions:
     )
     """A directory on a hugetlbfs mount to take the pages from; ``None``: a memfd."""
     name: str = attrs.field(
-        default="memplat", validator=_check_name, metadata={"schema": {"maxLength": _MAX_NAME_BYTES}}
+        default="memplat", validator=names.check_name, metadata={"schema": {"maxLength": names.MAX_NAME_BYTES}}
     )
     """Shown in /proc/PID/maps for a memfd."""
     seal: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))

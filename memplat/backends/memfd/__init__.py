@@ -23,16 +23,12 @@ from typing import Final
 import attrs
 
 from memplat.hookspecs import hookimpl
-from memplat.linux import files, memory, shmem, system
+from memplat.linux import files, memory, names, shmem, system
 from memplat.linux.shmem import Probe
 from memplat.ranges import HUGE_PAGE_SIZE, FileRange, align_down, align_up
 from memplat.types import AllocationMode, Availability, BackendInfo, BackingFile, Capability, Extents
-from memplat.wording import shown
 
 NAME: Final = "memfd"
-
-#: memfd_create(2): names are limited to 249 bytes, because the kernel shows them as "memfd:NAME".
-_MAX_NAME_BYTES: Final = 249
 
 #: Not F_SEAL_FUTURE_WRITE: it would forbid the owner to punch.
 _SEALS: Final = files.F_SEAL_SHRINK | files.F_SEAL_SEAL
@@ -52,22 +48,12 @@ class HugePages(enum.StrEnum):
 _ADVICE: Final = {HugePages.NEVER: memory.MADV_NOHUGEPAGE, HugePages.ADVISE: memory.MADV_HUGEPAGE}
 
 
-def _check_name(_: object, attribute: attrs.Attribute[str], value: object) -> None:
-    allowed = f"allowed are up to {_MAX_NAME_BYTES} bytes without NUL"
-    try:
-        fits = isinstance(value, str) and "\0" not in value and len(value.encode()) <= _MAX_NAME_BYTES
-    except UnicodeEncodeError:  # half of a surrogate pair
-        raise ValueError(f"{attribute.name} is {shown(value)}, which is no UTF-8: {allowed}") from None
-    if not fits:
-        raise ValueError(f"{attribute.name} is {shown(value)}: {allowed}")
-
-
 @attrs.frozen
 class MemfdOptions:
     """The options of the backend."""
 
     name: str = attrs.field(
-        default="memplat", validator=_check_name, metadata={"schema": {"maxLength": _MAX_NAME_BYTES}}
+        default="memplat", validator=names.check_name, metadata={"schema": {"maxLength": names.MAX_NAME_BYTES}}
     )
     """Shown in /proc/PID/fd and /proc/PID/maps as ``memfd:NAME``."""
     seal: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
