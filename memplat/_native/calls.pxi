@@ -41,8 +41,7 @@ cdef inline bint _read_range(object pages, uint64_t size, uint64_t mask, uint64_
     """The ends of a FileRange within the file, whose bits in the mask are not set. False if it is not that."""
     if type(pages) is not _range_class or PyTuple_GET_SIZE(pages) != 2:
         return False
-    fetch_range(<PyObject*>pages)
-    if not read_int(PyTuple_GET_ITEM(pages, 0), start) or not read_int(PyTuple_GET_ITEM(pages, 1), end):
+    if not read_ends(<PyObject*>pages, start, end):
         return False
     return start[0] < end[0] <= size and not (start[0] | end[0]) & mask
 

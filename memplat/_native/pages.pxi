@@ -36,7 +36,7 @@ cdef extern from "ranges.h":
     ctypedef struct PyTypeObject
     object make_range(uint64_t start, uint64_t end)
     bint read_int(PyObject*, uint64_t*) noexcept
-    void fetch_range(PyObject*)
+    bint read_ends(PyObject*, uint64_t*, uint64_t*) noexcept
     void adopt_ranges(PyTypeObject*)
 
 from memplat.errors import DoubleFreeError, NotAllocatedError, ReferenceOverflowError

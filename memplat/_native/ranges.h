@@ -21,7 +21,7 @@
 #define RANGES_KEEP 1
 #endif
 
-#if RANGES_KEEP && PYLONG_BITS_IN_DIGIT == 30
+#if RANGES_KEEP && PYLONG_BITS_IN_DIGIT == 30 && UINTPTR_MAX > UINT32_MAX
 #define RANGES_KNOW_INTS 1
 #include <cpython/longintrepr.h>
 #else
@@ -53,9 +53,48 @@ static inline int read_int(PyObject *object, uint64_t *value) {
     return !overflow && found >= 0;
 }
 
-/* Ask for what the end of a range will read and its use does not: what the collector has before each object. */
-static inline void fetch_range(const PyObject *range) {
-    __builtin_prefetch((const char *)range - 2 * sizeof(void *));
+/* The collector has two words before each object: its lists, the first one 0 if the object is in none; and, of an object in
+ * none, nothing in the second one but two flags below. So a range that is in none can say there, too, where it begins and
+ * how long it is, in pages of 4 KiB. To read that takes one line of the cache that the end of the range reads anyway; to
+ * read the ints takes one or two more, and only after the range itself has come. Nobody can change the ints.
+ */
+enum { NOTE_PAGE = 12, NOTE_LENGTH = 22, NOTE_FLAGS = 2 };
+
+#if RANGES_KNOW_INTS
+
+static inline void note_ends(PyObject *range, uint64_t start, uint64_t end) {
+    uint64_t length = end - start;
+    int fits = start < end && !((start | end) & ((1 << NOTE_PAGE) - 1)) && !(length >> (NOTE_PAGE + NOTE_LENGTH)) &&
+               !(start >> (64 - NOTE_FLAGS - NOTE_LENGTH + NOTE_PAGE));
+    uint64_t noted = (start >> NOTE_PAGE << NOTE_LENGTH | length >> NOTE_PAGE) << NOTE_FLAGS;
+    ((uintptr_t *)range)[-1] = fits ? noted : 0;
+}
+
+/* Whether a range has noted its ends: which ones. */
+static inline int read_note(const PyObject *range, uint64_t *start, uint64_t *end) {
+    const uintptr_t *before = (const uintptr_t *)range - 2;
+    uint64_t noted = before[1] >> NOTE_FLAGS;
+    if (before[0] || !noted)
+        return 0;
+    *start = noted >> NOTE_LENGTH << NOTE_PAGE;
+    *end = *start + ((noted & ((1 << NOTE_LENGTH) - 1)) << NOTE_PAGE);
+    return 1;
+}
+
+#endif
+
+/* Whether the items of a pair, which is a FileRange, are ints from 0 up to 2**63 - 1: which ones. */
+static inline int read_ends(PyObject *range, uint64_t *start, uint64_t *end) {
+    PyObject **items = ((PyTupleObject *)range)->ob_item;
+#if RANGES_KNOW_INTS
+    if (read_note(range, start, end)) {
+        __builtin_prefetch(items[0]); /* what the end of the range will read */
+        __builtin_prefetch(items[1]);
+        return 1;
+    }
+#endif
+    __builtin_prefetch((const char *)range - 2 * sizeof(void *)); /* and this */
+    return read_int(items[0], start) && read_int(items[1], end);
 }
 
 /* An int, made of one that nobody else has if there is one; takes that over. */
@@ -109,6 +148,9 @@ static inline PyObject *make_range(uint64_t start, uint64_t end) {
     PyObject **items = ((PyTupleObject *)range)->ob_item;
     items[0] = make_int(items[0], start);
     items[1] = make_int(items[1], end);
+#if RANGES_KNOW_INTS
+    note_ends(range, start, end);
+#endif
     if (items[0] && items[1])
         return range;
     Py_DECREF(range);

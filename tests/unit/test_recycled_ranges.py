@@ -10,7 +10,7 @@ import pytest
 
 import memplat
 from memplat import FileRange, Memory
-from memplat.ranges import MIB
+from memplat.ranges import GIB, MIB
 
 PAGE = 4096
 FAR = 1 << 30  # where an offset takes another digit of an int
@@ -85,3 +85,38 @@ def test_many_ranges_at_a_time_keep_their_values() -> None:
         held = [FileRange(number * PAGE, FAR * 4 + number + round_) for number in range(10_000)]
         assert all(made == (number * PAGE, FAR * 4 + number + round_) for number, made in enumerate(held))
         del held
+
+
+def test_the_collector_sees_ranges_as_it_sees_any_object(memory: Memory) -> None:
+    held = [memory.allocate(PAGE) for _ in range(500)]
+    ends = [tuple(pages) for pages in held]
+    ring: list[object] = [*held]
+    ring.append(ring)
+    gc.collect()
+    assert not any(map(gc.is_finalized, held))
+    for pages in held:
+        memory.incref(pages)
+    del ring
+    gc.collect()
+    assert [tuple(pages) for pages in held] == ends
+    for pages in held * 2:
+        memory.decref(pages)
+    assert sum(memory.usage().allocated.values()) == 0
+
+
+@pytest.mark.parametrize("length", [PAGE, 2 * MIB, 16 * GIB - 2 * MIB, 16 * GIB, 40 * GIB])
+def test_a_range_stands_for_the_same_pages_whoever_made_it(length: int) -> None:
+    with memplat.open("memfd", max_size=128 * GIB, reclaim="manual") as memory:
+        first = memory.allocate(length)
+        pages = memory.allocate(length)
+        assert pages.length == length
+        for same in (pages, FileRange(*pages), pages._replace(), pages.part(0, length)):
+            memory.incref(same)
+            assert memory.inspect(pages.end - 1).refs == 2
+            memory.decref(pages)
+            memory.incref(pages)
+            memory.decref(same)
+        assert [memory.inspect(offset).refs for offset in (pages.start, pages.end - 1)] == [1, 1]
+        memory.decref(first)
+        memory.decref(pages)
+        assert sum(memory.usage().allocated.values()) == 0
