@@ -7,6 +7,7 @@
 from cpython.dict cimport PyDict_GetItemWithError
 from libc.stdint cimport uintptr_t
 
+import memplat.types
 from memplat.types import AllocationMode, Direction
 
 cdef extern from "Python.h":
@@ -79,7 +80,15 @@ cdef class Calls:
         return _round_up(self, length)
 
     def allocate(
-        self, length, *, kind=_anonymous, owner=0, mode=None, direction=_UP, huge=False, fill=None
+        self,
+        length,
+        *,
+        kind="anonymous",
+        owner=0,
+        mode=None,
+        direction=memplat.types.Direction.UP,  # in full: inspect.signature looks it up from here
+        huge=False,
+        fill=None,
     ):
         """See :meth:`Memory.allocate`."""
         cdef HotState state = self._hot

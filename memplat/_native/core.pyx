@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-# cython: freethreading_compatible=True, binding=False, embedsignature=False, nonecheck=False, auto_pickle=False
+# cython: freethreading_compatible=True, binding=False, embedsignature=True, nonecheck=False, auto_pickle=False
+# cython: embedsignature.format=clinic
 """The compiled core: the same as memplat/engine/pages.py and its neighbours in Python, which are the specification.
 
 One module, because the parts call each other in nanoseconds; each part has a file of its own.

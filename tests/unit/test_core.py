@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 import memplat
+from memplat.engine.memoryfile import MemoryFile
 
 
 def asked(core: str | None, code: str) -> subprocess.CompletedProcess[str]:
@@ -47,3 +50,18 @@ def test_where_the_compiled_core_is_absent_the_one_in_python_is_taken() -> None:
 def test_a_core_that_does_not_exist_is_an_error_that_names_the_two(name: str) -> None:
     done = asked(name, "import memplat; memplat.core")
     assert f"{name!r} is no core; allowed are 'python' and 'native'" in done.stderr
+
+
+def test_each_call_has_the_parameters_that_the_core_in_python_gives_it() -> None:
+    """Compiled methods tell their parameters, too, but not the types."""
+
+    def parameters(method: Any) -> list[tuple[str, Any, Any]]:
+        own = [*inspect.signature(method).parameters.values()][1:]
+        return [(parameter.name, parameter.kind, parameter.default) for parameter in own]
+
+    with memplat.open("memfd") as memory:
+        made = type(memory)
+    names = [name for name in dir(MemoryFile) if name[0] != "_" and inspect.isfunction(getattr(MemoryFile, name))]
+    assert {"allocate", "incref", "decref", "view", "update_usage"} <= {*names}
+    for name in names:
+        assert parameters(getattr(made, name)) == parameters(getattr(MemoryFile, name)), name
