@@ -84,19 +84,16 @@ static inline int memplat_append(memplat_extents *found, int64_t start, int64_t 
     return 0;
 }
 
-/* All of a file that is nearly empty, by SEEK_DATA on a description of one's own (an offset is shared with everybody who
- * has the descriptor). How many edges, of 2 * most at the most; -1 if they do not add up to the storage, or whatever. */
+/* All of a file that is nearly empty and whose offset nobody else uses, by SEEK_DATA. How many edges, of 2 * most at the
+ * most; -1 if they do not add up to the storage, or whatever. */
 static inline int memplat_seek_few(int fd, int64_t storage, int64_t *edges, int most) {
-    char path[40];
-    int count = 0, own;
-    int64_t position = 0, missing = storage;
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    own = open(path, O_RDONLY | O_CLOEXEC);
-    if (own < 0)
+    int count = 0;
+    int64_t position = 0, missing = storage, offset = lseek(fd, 0, SEEK_CUR);
+    if (offset < 0)
         return -1;
     while (missing > 0) {
-        int64_t data = lseek(own, position, SEEK_DATA), hole;
-        if (data < position || (hole = lseek(own, data, SEEK_HOLE)) <= data)
+        int64_t data = lseek(fd, position, SEEK_DATA), hole;
+        if (data < position || (hole = lseek(fd, data, SEEK_HOLE)) <= data)
             break;
         if (count && edges[count - 1] == data) {
             edges[count - 1] = hole;
@@ -109,7 +106,7 @@ static inline int memplat_seek_few(int fd, int64_t storage, int64_t *edges, int 
         missing -= hole - data;
         position = hole;
     }
-    close(own);
+    lseek(fd, offset, SEEK_SET);
     return missing ? -1 : count;
 }
 
@@ -144,8 +141,10 @@ static inline int memplat_seek(int fd, memplat_walk *walk, size_t steps, memplat
             return MEMPLAT_NO_DATA;
         }
         walk->stalled = hole <= walk->position ? walk->stalled + 1 : 0;
-        if (walk->stalled > MEMPLAT_MOST_STALLS || data < walk->position)
+        if (walk->stalled > MEMPLAT_MOST_STALLS || data < walk->position) {
+            errno = EIO;
             return MEMPLAT_STALLED;
+        }
         walk->missing -= hole - data;
         walk->position = hole;
     }

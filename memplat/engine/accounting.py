@@ -94,13 +94,14 @@ def lay_out(extents: array[int], total: int, table: PageTable) -> Layout:
     if charged is not None:
         pass
     elif len(extents) <= _FEW_EDGES or _MANY_RUNS * len(extents) < count:
-        pairs = zip(extents[0::2], extents[1::2], strict=True)
-        runs = [(start, end, value, end - start) for low, high in pairs for start, end, value in table.runs(low, high)]
+        runs = _one_by_one(extents, table)
     elif count <= _FEW_RUNS:
         runs = list(_by_few_runs(extents, total, table))
     else:
         keys, values = table.segments.columns()
-    retained, kept = table.flagged(pages.RETAINED), table.flagged(pages.KEPT)
+    retained = kept = flat.empty()
+    if table.has_flags:
+        retained, kept = table.flagged(pages.RETAINED), table.flagged(pages.KEPT)
     return Layout(extents, total, table.page_size, table.size, runs, keys, values, retained, kept, charged)
 
 
@@ -158,6 +159,16 @@ def attribute_owner(extents: array[int], table: PageTable, owner: int) -> Attrib
             if state == pages.USED and payer == owner:
                 result.charge(owner, kind, last - first)
     return result
+
+
+def _one_by_one(extents: array[int], table: PageTable) -> list[tuple[int, int, Value, int]]:
+    if len(extents) == 2:
+        low, high = extents
+        _, end, value = table.segments.find(low // table.page_size)
+        if end * table.page_size >= high:
+            return [(low, high, value, high - low)]
+    pairs = zip(extents[0::2], extents[1::2], strict=True)
+    return [(start, end, value, end - start) for low, high in pairs for start, end, value in table.runs(low, high)]
 
 
 def _by_few_runs(extents: array[int], total: int, table: PageTable) -> Iterator[tuple[int, int, Value, int]]:

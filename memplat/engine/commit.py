@@ -28,7 +28,7 @@ from memplat.engine.arguments import MAX_OFFSET
 from memplat.engine.state import EngineState
 from memplat.engine.turns import Turns
 from memplat.linux import extents as flat
-from memplat.linux.files import seek_extents, storage_held
+from memplat.linux.files import seek_extents, seek_in_place, storage_held
 from memplat.linux.pagemap import pagemap_proof
 from memplat.ranges import KIB, MIB, FileRange, align_up
 from memplat.types import Storage, Usage
@@ -151,7 +151,8 @@ class Scanner(Turns):
         if not total:
             return _Finding("st_blocks", flat.empty(), 0, before, proven=True)
         if total <= _SOUGHT_BYTES:
-            extents = seek_extents(file.fd, 0, MAX_OFFSET, total)
+            # Only who got the descriptor shares its offset.
+            extents = seek_extents(file.fd, 0, MAX_OFFSET, total) if state.peers else seek_in_place(file.fd, total)
             if flat.total(extents) == total == storage_held(file.fd):
                 return _Finding("seek_data", extents, total, before, proven=True)
         if address is None or not total < file.size <= _HELD_BYTES:

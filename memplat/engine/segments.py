@@ -327,6 +327,8 @@ class SegmentSet(Generic[V]):
     def _start_of(self, key: int) -> int:
         """The start of the run around *key*, where none begins. A search wants them in order: so look nearby first."""
         run = self._run
+        if len(run) <= self._nearby:
+            return max(start for start in run if start <= key)
         for start in range(key - 1, max(key - self._nearby, 0) - 1, -1):
             if start in run:
                 return start
@@ -352,8 +354,7 @@ class SegmentSet(Generic[V]):
 
     def _check(self) -> None:
         """Assert every invariant. O(n)."""
-        if self._size:
-            self._start_of(0)
+        self.columns()
         assert not self._fresh, "starts are left out"
         assert not self._gone, "starts are left over"
         starts = list(self._sorted)

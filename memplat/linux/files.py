@@ -54,9 +54,8 @@ _PUNCH_HELD_BYTES: Final = 256 * KIB
 #: A seek over so much data takes about 30 us, for the same trade.
 _SEEK_HELD_BYTES: Final = 4 * MIB
 _ENDLESS: Final = 1 << 63
-#: How the compiled walk ends: well (0), because one of the two seeks failed, or at a descriptor that does not advance.
-_SEEKS: Final = ("", "lseek(SEEK_DATA)", "lseek(SEEK_HOLE)")
-_STALLED: Final = 3
+#: How a walk ends: well, with an error of one of the two calls, or where both succeed in vain: at what is no file.
+_SEEKS: Final = ("", "lseek(SEEK_DATA)", "lseek(SEEK_HOLE)", "lseek does not advance")
 _BLOCK: Final = 512
 #: So many times in a row a page may be punched between the two questions about it.
 _MOST_STALLS: Final = 1_000
@@ -256,23 +255,26 @@ def seek_extents(fd: int, start: int, end: int, at_most: int = _ENDLESS) -> arra
         os.close(own)
 
 
+def seek_in_place(fd: int, at_most: int) -> array[int]:
+    """As :func:`seek_extents`, of all of a file of *at_most* bytes whose offset nobody else uses: it is put back."""
+    offset = _lseek_held(fd, 0, os.SEEK_CUR)
+    try:
+        return _walk(fd, 0, _ENDLESS, at_most)
+    finally:
+        _lseek_held(fd, offset, os.SEEK_SET)
+
+
 def _walked(extents: array[int], ended: int, code: int) -> array[int]:
     """What the compiled walk has found, or the error that it ended with."""
-    if ended == _STALLED:
-        raise _not_advancing()
     if ended:
         raise _libc.error_of(_SEEKS[ended], code)
     return extents
 
 
-def _not_advancing() -> OSError:
-    return OSError(errno.EIO, "lseek does not advance: the descriptor is no file's any more")
-
-
 def _walk(fd: int, start: int, end: int, missing: int = _ENDLESS) -> array[int]:
     found = array("q")
     append = found.append
-    seek: Any = _lseek_released
+    seek: Any = _lseek_held if missing <= _SEEK_HELD_BYTES else _lseek_released
     position = start
     stalled = 0
     while position < end and missing > 0:
@@ -296,7 +298,7 @@ def _walk(fd: int, start: int, end: int, missing: int = _ENDLESS) -> array[int]:
         # Where extents are short the GIL is kept: handing it over 131,072 times takes minutes beside a busy thread.
         stalled = stalled + 1 if hole <= position else 0
         if stalled > _MOST_STALLS or data < position:
-            raise _not_advancing()
+            raise _libc.error_of(_SEEKS[3], errno.EIO)
         seek = _lseek_held if hole - position <= _SEEK_HELD_BYTES else _lseek_released
         missing -= hole - data
         position = hole

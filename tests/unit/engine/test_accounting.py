@@ -93,6 +93,19 @@ def test_every_way_of_charging_equals_a_count_page_by_page(
     assert (charged, found.waste, found.retained, found.free_committed, strays) == counted(extents, table)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_single_extent_is_charged_as_a_count_page_by_page_says(seed: int) -> None:
+    chance = random.Random(seed)
+    table = table_of(chance, 60, 20)
+    for length in (1, 2, 7, 60):
+        for first in range(61 - length):
+            extents = array("q", [first * PAGE, (first + length) * PAGE])
+            found = attribute(lay_out(extents, length * PAGE, table))
+            charged = {(owner, kind): n for owner, kinds in found.by_owner.items() for kind, n in kinds.items()}
+            strays = {page for part in found.strays for page in range(*part, PAGE)}
+            assert (charged, found.waste, found.retained, found.free_committed, strays) == counted(extents, table)
+
+
 @pytest.fixture
 def compiled() -> Any:
     """The compiled core, whichever is chosen."""

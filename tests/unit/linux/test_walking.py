@@ -126,6 +126,34 @@ def test_what_cannot_be_walked_is_an_error_that_names_the_call() -> None:
             os.close(end)
 
 
+@given(st.frozensets(st.integers(0, PAGES - 1)))
+@settings(max_examples=30, deadline=None)
+def test_a_file_of_ones_own_is_walked_in_place_and_its_offset_put_back(numbers):
+    fd = files.memfd("test")
+    try:
+        os.ftruncate(fd, PAGES * PAGE)
+        write_pages(fd, numbers)
+        os.lseek(fd, 77, os.SEEK_SET)
+        assert list(files.seek_in_place(fd, len(numbers) * PAGE)) == extents_of(sorted(numbers))
+        assert os.lseek(fd, 0, os.SEEK_CUR) == 77
+    finally:
+        os.close(fd)
+
+
+def test_a_walk_in_place_that_fails_puts_the_offset_back(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pages(fd, {3})
+    os.lseek(fd, 77, os.SEEK_SET)
+    held = files._lseek_held
+
+    def refuse(own: int, offset: int, whence: int) -> Any:
+        return held(own, 1 << 62, os.SEEK_SET + 99) if whence == os.SEEK_HOLE else held(own, offset, whence)
+
+    monkeypatch.setattr(files, "_lseek_held", refuse)
+    with pytest.raises(OSError, match=r"lseek\(SEEK_HOLE\)"):
+        files.seek_in_place(fd, PAGE)
+    assert os.lseek(fd, 0, os.SEEK_CUR) == 77
+
+
 @pytest.mark.usefixtures("probing")
 def test_a_closed_descriptor_is_an_error(fd: int) -> None:
     gone = os.dup(fd)
