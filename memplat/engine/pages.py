@@ -410,9 +410,17 @@ class PageTable:
 
     def release(self, ranges: Sequence[FileRange]) -> None:
         """Turn releasing pages, or parts of such ranges, into free ones; they are zero now."""
+        shift, segments = self._shift, self.segments
         self.torn += 1
-        for first, last, value in self._releasing_runs(ranges):
-            self._replace(first, last, value, _FREE[value[5]])
+        for start, end in ranges:
+            first, last = start >> shift, end >> shift
+            value = segments.exact(first, last)
+            if value is not None and value[0] == RELEASING:  # by far the most frequent case: as it was taken
+                segments.assign_run(first, last, value, _FREE[value[5]])
+                self.releasing -= end - start
+                continue
+            for run in self._releasing_runs([FileRange(start, end)]):
+                self._replace(*run, _FREE[run[2][5]])
         self.changes += 1
         self.torn -= 1
 

@@ -174,10 +174,12 @@ class SegmentSet(Generic[V]):
         index.cut(start, end, run_end)
         self._add_start(end)
         first = start
-        if left >= 0 and run[left][1] == value:
-            del run[start]
-            self._drop_start(start)
-            first, left = left, run[left][2]
+        if left >= 0:
+            first, beside, further = run[left]  # the same number as start, but the object that is in the map already
+            if beside == value:
+                del run[start]
+                self._drop_start(start)
+                first, left = left, further
         self._place(first, end, value, left)
         run[end] = run_end, source, first
         self._link(end, run_end)
@@ -209,12 +211,16 @@ class SegmentSet(Generic[V]):
         index = self._index.get(old)
         if index is not None:
             index.drop(start, end)
-        left = run[start][2]
-        if left >= 0 and run[left][1] == value:
-            del run[start]
-            self._drop_start(start)
-            start, left = left, run[left][2]
-            joined = True
+        here, _, left = run[start]
+        if not joined:
+            end = here  # the same number, but the object that is in the map already
+        if left >= 0:
+            start, beside, further = run[left]  # so is this start
+            if beside == value:
+                del run[start]
+                self._drop_start(start)
+                start, left = left, further
+                joined = True
         right = run.get(end)
         if right is not None and right[1] == value:
             end = self._absorb(end)
