@@ -1,9 +1,9 @@
 """Arrays for a worker: memplat beside ``multiprocessing.shared_memory``. ``python -m benchmarks.sharing [BACKEND]``.
 
-A round is what sharing an array takes, from nothing to nothing: create (allocate and view), share, pickle; unpickle and
+A round is what sharing an array takes, from nothing to nothing: create (allocate and view), share, ``bytes(handle)``;
 attach in a process that is there already, let go; release and free. SharedMemory's round is create, its name, attach by
-name, close; close and unlink, with what it tells its resource tracker. *Slices* is the recipe for small arrays: one
-share of a block for all of them, and a round sends offsets.
+name, close; close and unlink, with what it tells its resource tracker. Both send plain values in a tuple that is
+pickled. *Slices* is the recipe for small arrays: one share of a block for all of them, and a round sends offsets.
 
 The array stays *untouched*, or *one page* of it is written here and read there, or it is *filled* and all of its pages
 are looked at. *Net* is the time spent in these steps in both processes, *gross* the whole round with two messages
@@ -30,8 +30,9 @@ from tests.hostparts import hugetlb_pool
 SIZES: Final = (64 * KIB, MIB, 16 * MIB, 64 * MIB)
 CONTENTS: Final = ("untouched", "one page", "filled")
 _KEEP: Final = 256 * MIB
-#: Arrays up to this length that will be filled are made of what was just freed, zeroed (``will_commit``).
-_BLIND: Final = 2 * MIB
+#: Arrays up to these lengths are made of what was just freed, zeroed in the way (``will_commit``): zeroing takes less
+#: than page faults do.
+_RECYCLED: Final = {"one page": 64 * KIB, "filled": 2 * MIB}
 _STEP: Final = 4 * KIB
 _FILL: Final = bytes(range(256)) * 4096
 _WARM: Final = 5
@@ -154,10 +155,8 @@ class InMemory(Way):
         memory = self._memory
         # A pool has no pages to spare for what was just freed and rests: huge=True takes it again at once.
         again = memory.page_size >= 2 * MIB and length >= memory.page_size
-        if content == "filled" and length <= _BLIND:
-            self._pages = memory.allocate(memory.round_up(length), huge=again, mode="will_commit")
-        else:
-            self._pages = memory.allocate(memory.round_up(length), huge=again)
+        mode = "will_commit" if memory.page_size < length <= _RECYCLED.get(content, 0) else None
+        self._pages = memory.allocate(memory.round_up(length), huge=again, mode=mode)
         self._view = memory.view(self._pages)
         fill(self._view[:length], content)
         handle = memory.share(self._pages)
