@@ -65,6 +65,9 @@ TARGETS: Final = (
         1 / 0.9,
         relative_to="nobody polls",
     ),
+    # What of the first one is not the interpreter's; and that exact polls share their scans, which breathe.
+    Target("W8", "ten threads poll, max_age=0.1", 1 / 0.9, relative_to="ten threads wake up and ask nothing"),
+    Target("W8", "ten threads poll, max_age=0", 1.25, relative_to="one thread polls, max_age=0"),
 )
 
 

@@ -24,7 +24,7 @@ NOTE: Final = (
     "of an owner whose pages never change has to be right each time, to the byte, the figures have to add up, and in "
     "the end their total has to be what fstat says. *Oldest*: the age of the oldest figures that any poll got. Threads "
     "that *wake up and ask nothing* show what the interpreter takes for ten thousand wake-ups a second, whatever is "
-    "called then."
+    "called then. Exact polls (max_age=0) of several threads share scans, which leave each other room to breathe."
 )
 
 _LIVE: Final = 1_000
