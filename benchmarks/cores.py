@@ -1,6 +1,7 @@
 """Both cores side by side, from 1,000 to 1,000,000 live segments: a table, and plots of time against segments.
 
-    python -m benchmarks.cores [--sizes 1000,10000,...] [--runs 5] [--markdown [FILE]] [--json FILE] [--from FILE]
+    python -m benchmarks.cores [--sizes 1000,10000,...] [--runs 5] [--rounds 4]
+                              [--markdown [FILE]] [--json FILE] [--from FILE]
 
 What is measured is the steady state, in conditions like those of the figures of Go (fresh processes, a quiet machine):
 
@@ -11,6 +12,10 @@ What is measured is the steady state, in conditions like those of the figures of
 - A run is long. 5,000 pairs take 2 ms, less than one turn at the GIL (5 ms), so the reclaimer fell into a run or not;
   and a good part of them was what the untimed work before a run had thrown out of the caches. Those of W7 stayed with
   5,000 segments, which were in the caches from the run before.
+- Only quiet runs count, as with the figures of Go: those whose calibrator took at most 8% more than the quietest.
+  On this kind of machine somebody else has the other half of the core now and then, and everything takes a third more
+  for minutes. The calibrator decides, never the figure itself. What has too few quiet runs is measured again in a fresh
+  process, up to so many *rounds*; if there are too few even then, all of its runs count, and the page says so.
 
 The page goes to docs/cores.md, the plots beside it.
 """
@@ -18,8 +23,8 @@ The page goes to docs/cores.md, the plots beside it.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -35,6 +40,8 @@ from memplat.ranges import HUGE_PAGE_SIZE, KIB, MIB
 
 CORES: Final = ("python", "native")
 _MOST_GAPS: Final = 100_000
+#: A run whose calibrator took more than so many times what the quietest took was disturbed.
+_QUIET: Final = 1.08
 _SIZES: Final = "1000,10000,100000,1000000"
 
 #: What is plotted: title, unit, Go's published figures by live segments, targets of the compiled core; microseconds.
@@ -148,7 +155,8 @@ def _measure_one(core: str, name: str, live: int, runs: int) -> dict[str, Any]:
         "live": live,
         "segments": row.segments,
         "seconds": row.seconds,
-        "getppid" if row.calibrator == "getppid" else "slice": row.calibrations,
+        "calibrator": row.calibrator,
+        "calibrations": row.calibrations,
     }
 
 
@@ -160,21 +168,52 @@ def _sizes_of(name: str, sizes: Sequence[int]) -> list[int]:
     return [*sizes]
 
 
-def measure(sizes: Sequence[int], runs: int, only: Sequence[str] = (*_PLOTS,)) -> dict[str, Any]:
+def _quietest(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The least that each calibrator took."""
+    least: dict[str, float] = {}
+    for row in rows:
+        least[row["calibrator"]] = min(*row["calibrations"], least.get(row["calibrator"], math.inf))
+    return least
+
+
+def quiet_runs(row: Mapping[str, Any], least: Mapping[str, float]) -> list[tuple[float, float]]:
+    """Those runs of *row*, with their calibrations, in which its calibrator was about as quick as it ever was."""
+    most = least[row["calibrator"]] * _QUIET
+    return [(mine, host) for mine, host in zip(row["seconds"], row["calibrations"], strict=True) if host <= most]
+
+
+def measure(sizes: Sequence[int], runs: int, rounds: int, only: Sequence[str] = (*_PLOTS,)) -> dict[str, Any]:
     """The figures, and how busy the machine was."""
-    rows: list[dict[str, Any]] = []
+    rows: dict[tuple[str, int, str], dict[str, Any]] = {}
     spawn = multiprocessing.get_context("spawn")
     load = [os.getloadavg()[0]]
-    for name in only:
-        for live, core in itertools.product(_sizes_of(name, sizes), CORES):
-            print(f"{name}, {live:,}, {core}", file=sys.stderr, flush=True)
+    wanted = [(name, live, core) for name in only for live in _sizes_of(name, sizes) for core in CORES]
+    for turn in range(rounds):
+        for name, live, core in wanted:
+            print(f"round {turn + 1}: {name}, {live:,}, {core}", file=sys.stderr, flush=True)
             with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                rows.append(pool.submit(_measure_one, core, name, live, runs).result())
-        load.append(os.getloadavg()[0])
-    return {"when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "runs": runs, "load": load, "rows": rows}
+                found = pool.submit(_measure_one, core, name, live, runs).result()
+            if (before := rows.setdefault((name, live, core), found)) is not found:
+                for runs_of in ("seconds", "calibrations"):
+                    before[runs_of] = (*before[runs_of], *found[runs_of])
+            load.append(os.getloadavg()[0])
+        least = _quietest([*rows.values()])
+        wanted = [cell for cell in wanted if len(quiet_runs(rows[cell], least)) < runs]
+    when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    return {"when": when, "runs": runs, "load": load, "rows": [*rows.values()]}
 
 
-def _median(found: Mapping[str, Any], core: str, plot: str, live: int) -> Mapping[str, Any] | None:
+def choose_runs(found: dict[str, Any]) -> None:
+    """Note for each row the runs that count: the quiet ones, or all where these are too few."""
+    least = _quietest(found["rows"])
+    for row in found["rows"]:
+        quiet = quiet_runs(row, least)
+        row["is_quiet"] = len(quiet) >= found["runs"]
+        counted = quiet if row["is_quiet"] else zip(row["seconds"], row["calibrations"], strict=True)
+        row["counted"], row["beside"] = zip(*counted, strict=True)
+
+
+def _row_of(found: Mapping[str, Any], core: str, plot: str, live: int) -> Mapping[str, Any] | None:
     for row in found["rows"]:
         if (row["core"], row["plot"], row["live"]) == (core, plot, live):
             here: Mapping[str, Any] = row
@@ -182,8 +221,8 @@ def _median(found: Mapping[str, Any], core: str, plot: str, live: int) -> Mappin
     return None
 
 
-def _microseconds(row: Mapping[str, Any] | None) -> float | None:
-    return statistics.median(row["seconds"]) * 1e6 if row is not None else None
+def _microseconds(row: Mapping[str, Any]) -> float:
+    return 1e6 * float(statistics.median(row["counted"]))
 
 
 def plot(found: Mapping[str, Any], directory: Path) -> list[str]:
@@ -226,42 +265,53 @@ def plot(found: Mapping[str, Any], directory: Path) -> list[str]:
 
 def page(found: Mapping[str, Any], plots: Sequence[str]) -> str:
     """The page as Markdown."""
-    slow = max(found["load"])
-    quiet = "; **not quiet: preliminary**, the ratios say more than the microseconds" if slow > 1.5 else ""
+    noisy = [row for row in found["rows"] if not row["is_quiet"]]
+    warning = f", in {len(noisy)} of {len(found['rows'])} cells (marked *noisy*)" if noisy else ", in no cell here"
+    counted = sum(len(row["counted"]) for row in found["rows"] if row["is_quiet"])
+    done = sum(len(row["seconds"]) for row in found["rows"])
     head = f"""# Both cores
 
-Generated by `python -m benchmarks.cores --markdown`; do not edit. Medians of {found["runs"]} runs, {found["when"]},
-each row with each core in a fresh process, warmed up until the steady state. Neighbours never have the same owner, so
-that merging cannot collapse the segments; they were counted at the end. *Calibrator*: one `getppid` (W6: one slice of a
-memoryview; W2: one memset of 64 KiB; W5: one punch of a page), right before and after each run; where the figures of Go
-come from, a `getppid` took
+Generated by `python -m benchmarks.cores --markdown`; do not edit. {found["when"]}.
+
+Medians of at least {found["runs"]} runs, the least and the most in brackets, each row and core in a fresh process,
+warmed up until the steady state. Neighbours never have the same owner, so that merging cannot collapse the segments;
+they were counted at the end. *Calibrator*: one `getppid` (W6: one slice of a memoryview; W2: one memset of 64 KiB; W5:
+one punch of a page), right before and after each run; where the figures of Go come from, a `getppid` took
 {CALIBRATORS["getppid"] * 1e9:.0f} ns.
+
+Quiet runs count, as with the figures of Go: those whose calibrator took at most {_QUIET - 1:.0%} more than the quietest
+({counted} of {done} runs). Where too few were quiet, all count{warning}.
 
 The figures of Go are those of today's gVisor, **measured elsewhere on the same kind of machine** (2 shared cores, Linux
 6.18).
 
-Load average while this was measured: {min(found["load"]):.1f} to {slow:.1f} on {os.cpu_count()} processors{quiet}.
+Load average meanwhile: {min(found["load"]):.1f} to {max(found["load"]):.1f} on {os.cpu_count()} processors.
 
 | workload | live | segments | Python core | compiled core | factor | calibrator | target | gVisor |
 |---|---|---|---|---|---|---|---|---|"""
     lines = [head]
     for name, (title, unit, published, targets) in _PLOTS.items():
         for live in sorted({row["live"] for row in found["rows"] if row["plot"] == name}):
-            rows = [_median(found, core, name, live) for core in CORES]
-            python, native = map(_microseconds, rows)
-            if python is None or native is None or rows[1] is None:
+            python, native = (_row_of(found, core, name, live) for core in CORES)
+            if python is None or native is None:
                 continue
-            calibrator = statistics.median(rows[1].get("getppid") or rows[1]["slice"]) * 1e9
+            calibrator = statistics.median(native["beside"]) * 1e9
             target = f"{targets[live]} us" if live in targets else ""
             go = f"{published[live]} us" if live in published else ""
-            segments = rows[1]["segments"] or live
             lines.append(
-                f"| {title}, a {unit} | {live:,} | {segments:,} | {python:.2f} us | {native:.3f} us "
-                f"| {python / native:.0f} | {calibrator:.0f} ns | {target} | {go} |"
+                f"| {title}, a {unit} | {live:,} | {native['segments'] or live:,} | {_cell(python, 2)} "
+                f"| {_cell(native, 3)} | {_microseconds(python) / _microseconds(native):.0f} "
+                f"| {calibrator:.0f} ns | {target} | {go} |"
             )
     lines.append("")
     lines += [f"![{name.removesuffix('.svg')}: time against live segments, log-log](plots/{name})" for name in plots]
     return "\n".join(lines) + "\n"
+
+
+def _cell(row: Mapping[str, Any], digits: int) -> str:
+    least, most = (bound(row["counted"]) * 1e6 for bound in (min, max))
+    noisy = "" if row["is_quiet"] else ", *noisy*"
+    return f"{_microseconds(row):.{digits}f} us ({least:.{digits}f} to {most:.{digits}f}{noisy})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -269,6 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default=_SIZES)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4, help="for what has too few quiet runs")
     parser.add_argument("--only", metavar="W1,...", default=",".join(_PLOTS), help="these workloads")
     parser.add_argument("--add", type=Path, nargs="*", default=(), help="--json files with what is not measured now")
     parser.add_argument("--json", type=Path)
@@ -278,7 +329,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.source:
         found = json.loads(chosen.source.read_text())
     else:
-        found = measure([int(size) for size in chosen.sizes.split(",")], chosen.runs, chosen.only.split(","))
+        found = measure(
+            [int(size) for size in chosen.sizes.split(",")], chosen.runs, chosen.rounds, chosen.only.split(",")
+        )
     for file in chosen.add:
         other = json.loads(file.read_text())
         measured = {row["plot"] for row in found["rows"]}
@@ -286,6 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found["load"] += other["load"]
     if chosen.json:
         chosen.json.write_text(json.dumps(found))
+    choose_runs(found)
     names = plot(found, chosen.markdown.parent / "plots") if chosen.markdown else []
     text = page(found, names)
     if chosen.markdown:

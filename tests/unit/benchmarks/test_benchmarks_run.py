@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import command, published
 from benchmarks.calibrators import MEANINGS, Calibrators
+from benchmarks.cores import choose_runs, page
 from benchmarks.groups import GROUPS
 from benchmarks.harness import BenchmarkError, Case, Row, run_group
 from benchmarks.report import Report, advantage, format_seconds, markdown, read_report, table
@@ -181,3 +182,21 @@ def test_an_impossible_wish_is_refused_with_what_is_allowed(arguments, told, cap
     with pytest.raises(SystemExit):
         command.main(arguments)
     assert told in capsys.readouterr().err
+
+
+def cell(core, seconds, calibrations):
+    found = {"core": core, "plot": "W1", "live": 1_000, "segments": 1_500, "calibrator": "getppid"}
+    return found | {"seconds": seconds, "calibrations": calibrations}
+
+
+def test_runs_with_a_slow_calibrator_do_not_count_unless_too_few_are_left():
+    quiet = cell("python", [5e-6, 1e-6, 7e-6, 2e-6], [100e-9, 130e-9, 107e-9, 109e-9])
+    noisy = cell("native", [9e-6, 1e-6], [130e-9, 100e-9])
+    found = {"runs": 2, "when": "now", "load": [0.5], "rows": [quiet, noisy]}
+    choose_runs(found)
+    assert (quiet["counted"], quiet["beside"], quiet["is_quiet"]) == ((5e-6, 7e-6), (100e-9, 107e-9), True)
+    assert (noisy["counted"], noisy["is_quiet"]) == ((9e-6, 1e-6), False)
+    text = page(found, [])
+    assert "| 6.00 us (5.00 to 7.00) | 5.000 us (1.000 to 9.000, *noisy*) | 1 | 115 ns |" in text
+    assert "(2 of 6 runs)" in text
+    assert "in 1 of 2 cells" in text
