@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-import threading
 from typing import Protocol
+
+from memplat import daemons
 
 
 class Watched(Protocol):
@@ -34,7 +35,7 @@ class Watcher:
         if self._epoll is None:
             epoll = select.epoll()
             try:
-                threading.Thread(target=self._wait, args=(epoll,), name="page-sharing-peer", daemon=True).start()
+                daemons.start(self._wait, "page-sharing-peer", epoll)
             except RuntimeError:  # no more threads, or none any more: the connection goes with its last view
                 epoll.close()
                 return

@@ -246,21 +246,22 @@ cdef class Calls:
         cdef HotHandle handle = None
         cdef PyObject* key = PyDict_GetItemWithError(shares._keys, True if writable else False)
         cdef double when
+        cdef bint counted = False, given = False
         cdef list over = []
         if key == NULL or waiting is None or not waiting.lock.acquire(False):
             return None
         try:
             when = _now() + expires
-            if shares._is_open(writable) and waiting._may_wait(when) and self._count(pages, 1):
-                try:
-                    handle = shares._offer(pages, writable, <object>key, when, over)
-                except BaseException:
-                    self.decref(pages)
-                    raise
+            if shares._is_open(writable) and waiting._may_wait(when):
+                counted = self._count(pages, 1)
+                if counted:
+                    handle = shares._offer(pages, writable, <object>key, when, over, &given)
         finally:
             waiting.lock.release()
-        for share in over:
-            self._end(shares, share)
+            if counted and not given:
+                self.decref(pages)
+            for share in over:
+                self._end(shares, share)
         return handle
 
     cdef int _end(self, HotShares shares, HotShare share) except -1:

@@ -57,28 +57,43 @@ cdef class HotShares:
         """Whether there is nothing more to ask before pages are shared."""
         return not self._closed and self.slots is not None and not (writable and self._trust_needed)
 
-    cdef HotHandle _offer(self, object pages, bint writable, object key, double when, list over):
-        """A handle of pages that carry a reference, under the service's lock. Puts into *over* what peers let go."""
+    cdef HotHandle _offer(
+        self, object pages, bint writable, object key, double when, list over, bint* given
+    ):
+        """A handle of pages that carry a reference, which is the share's once it is *given*. Under the service's lock.
+        Puts into *over* what peers let go, and a share that there is no memory for.
+        """
         cdef HotLooking waiting = self._service
         cdef HotShare share = memplat_new(_share_class)
         cdef HotHandle handle = memplat_new(_handle_class)
-        cdef Token token
         number = next(waiting.numbers)
         share._service = waiting
         share._shares = self._weak
         share.number = number
         share.pages = pages
         share.writable = writable
-        over.extend(self.slots._collect())
-        share.slot = self.slots._offer(share, number)
+        share.slot = -1
         self.living[number] = share
+        given[0] = True
+        try:
+            return self._fill(handle, share, key, when, over)
+        except BaseException:
+            self.give_up(share)
+            over.append(share)
+            raise
+
+    cdef HotHandle _fill(self, HotHandle handle, HotShare share, object key, double when, list over):
+        cdef HotLooking waiting = self._service
+        cdef Token token
+        over.extend(self.slots._collect())
+        share.slot = self.slots._offer(share, share.number)
         _heappush(waiting._times, (when, next(waiting._order), share))
         memcpy(token.key, PyBytes_AS_STRING(key), KEY)
         token.slot = share.slot
-        token.number = number
+        token.number = share.number
         handle._address = waiting.address
         handle._token = PyBytes_FromStringAndSize(<char*>&token, TOKEN)
-        handle.pages = pages
-        handle.writable = writable
+        handle.pages = share.pages
+        handle.writable = True if share.writable else False
         handle._shared = share
         return handle

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex
 
@@ -60,9 +62,10 @@ class MemoryBlock:
                 self._once.release()
                 raise
 
-    def __del__(self) -> None:
-        # Dropped without close: the reference goes with the block.
-        if self._once.acquire(blocking=False):
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # Dropped without close: the reference goes with the block. At the interpreter's end everything goes, and a
+        # daemon thread that will never go on may have the lock.
+        if not is_finalizing() and self._once.acquire(blocking=False):
             with contextlib.suppress(MemplatError):
                 self._memory.decref(self._pages)
 

@@ -6,6 +6,7 @@ What every method promises stands in :class:`memplat.memory.Memory`; the locks a
 
 from __future__ import annotations
 
+import sys
 import warnings
 import weakref
 from functools import partial
@@ -382,11 +383,7 @@ class MemoryFile(Measuring):
         writes, trusts = check_truth(writable, "writable"), check_truth(trusted, "trusted")
         self.incref(pages)
         shared = pages if type(pages) is FileRange else self._range_of(pages)
-        try:
-            return self._shares.share(self, shared, writable=writes, trusted=trusts, expires=seconds)
-        except BaseException:
-            self.decref(shared)
-            raise
+        return self._shares.share(self, shared, writable=writes, trusted=trusts, expires=seconds)
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
@@ -449,6 +446,8 @@ class MemoryFile(Measuring):
     def close(self) -> None:
         """See :meth:`Memory.close`."""
         state = self._state
+        if sys.is_finalizing() and state.is_stuck():
+            return
         ours = not state.is_forked
         self._shares.close()
         if not state.close():

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import logging
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from memplat import daemons
 from memplat.engine import pages
 from memplat.engine.hot import HotReclaimer
 from memplat.engine.state import EngineState
@@ -82,14 +84,12 @@ class Reclaimer(HotReclaimer):
         if not self.needs_thread:
             return
         self.needs_thread = False
-        thread = threading.Thread(target=_run, args=(self,), name="memplat-reclaimer", daemon=True)
         try:
-            thread.start()
+            self._thread = daemons.start(_run, "memplat-reclaimer", self)
         except RuntimeError as error:  # "can't start new thread": the next call tries again
-            log.warning("memplat: no thread for the reclaimer: %s", error)
             self.needs_thread = True
-        else:
-            self._thread = thread
+            if not sys.is_finalizing():
+                log.warning("memplat: no thread for the reclaimer: %s", error)
 
     def stop(self, *, join: bool) -> bool:
         """Have the thread end; whether there was one. It cannot be joined from itself."""
@@ -97,7 +97,7 @@ class Reclaimer(HotReclaimer):
         if thread is None or not thread.is_alive():
             return False
         self._messages.put(_STOP)
-        if join and thread is not threading.current_thread():
+        if join and thread is not threading.current_thread() and not sys.is_finalizing():
             thread.join()
         return True
 

@@ -20,7 +20,6 @@ import logging
 import os
 import select
 import socket
-import struct
 import threading
 import time
 import weakref
@@ -28,18 +27,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from memplat import wire
+from memplat import daemons, wire
 from memplat.claims import FREE
+from memplat.engine.door import Door, credentials
 from memplat.engine.leases import Owner, Share
 from memplat.engine.looking import Looking
+from memplat.engine.processes import Processes
 from memplat.engine.state import host_error
 from memplat.errors import HandleExpiredError, HandleUsedError
 from memplat.sharing import ATTACHED, TOKEN, UNKNOWN, USED
 
 log = logging.getLogger("memplat")
 
-_BACKLOG: Final = 128
-_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
+#: Without memory it tries again after so many seconds.
+_NO_MEMORY: Final = 0.02
 _UNWATCHED: Final = 0  # epoll_ctl(2): EPOLLHUP and EPOLLERR are reported whatever was asked for
 #: When it looks again after a guest has hung up: the kernel may close its descriptors one by one.
 _AFTER_HANG_UP: Final = tuple(0.001 * 2**n for n in range(9))
@@ -53,21 +54,25 @@ class Service(Looking):
     """
 
     def __init__(self) -> None:
+        """:raises OSError: if the host refuses"""
         super().__init__()
         self.is_parents = False
-        self._epoll = select.epoll()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        self._listener.bind("")  # unix(7), autobind: the kernel picks an abstract address that is free
-        self._listener.listen(_BACKLOG)
-        self.address = self._listener.getsockname()
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self.memories: dict[bytes, tuple[weakref.ref[Owner], bool]] = {}
         #: Who a socket belongs to: a lease to its share, a guest to a memory, and a stranger to nobody yet.
         self._sockets: dict[int, tuple[socket.socket, Share | weakref.ref[Owner] | None]] = {}
-        self._processes: dict[int, weakref.ref[Owner]] = {}
-        self._epoll.register(self._listener.fileno(), select.EPOLLIN)
-        self._epoll.register(self._wake, select.EPOLLIN)
-        threading.Thread(target=self._serve, name="page-sharing", daemon=True).start()
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, self._wake)
+            self._epoll = undo.enter_context(select.epoll())
+            self._processes = Processes(self._epoll)
+            self._door = undo.enter_context(contextlib.closing(Door()))
+            self.address = self._door.address
+            self._epoll.register(self._door.fileno(), select.EPOLLIN)
+            self._epoll.register(self._wake, select.EPOLLIN)
+            try:
+                daemons.start(self._serve, "page-sharing")
+            except RuntimeError as error:
+                raise OSError(errno.EAGAIN, str(error)) from error
+            undo.pop_all()
 
     # -- called from any thread ---------------------------------------------------------------------------------------
 
@@ -128,10 +133,13 @@ class Service(Looking):
 
     def _serve(self) -> None:
         while True:
-            left = self._time_left()
-            for fd, events in self._epoll.poll(left):
-                self._protected(partial(self._happened, fd, events))
-            self._do_what_is_due()
+            try:
+                left = self._time_left()
+                for fd, events in self._epoll.poll(left):
+                    self._protected(partial(self._happened, fd, events))
+                self._do_what_is_due()
+            except MemoryError:  # who waits for us would wait for ever
+                time.sleep(_NO_MEMORY)
 
     @staticmethod
     def _protected(what: Callable[[], None]) -> None:
@@ -156,10 +164,11 @@ class Service(Looking):
         if fd == self._wake:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(fd)
-        elif fd == self._listener.fileno():
+        elif fd == self._door.fileno():
             self._accept()
         elif fd in self._processes:
-            self._look_again(self._forget_process(fd), thoroughly=True)
+            for shares in self._processes.forget(fd):
+                self.look(shares, thoroughly=True)
         elif isinstance(self._sockets[fd][1], weakref.ref):
             self._hear(fd)
         elif events & (select.EPOLLHUP | select.EPOLLERR):
@@ -168,27 +177,10 @@ class Service(Looking):
             self._answer(fd)
 
     def _accept(self) -> None:
-        try:
-            peer, _ = self._listener.accept()
-        except BlockingIOError:
-            return
-        except OSError as error:
-            log.warning("memplat: a peer could not be let in: %s", error)
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                self._turn_away()
-            return
-        if _credentials(peer)[1] not in (os.geteuid(), 0):
-            peer.close()
-            return
-        self._watch(peer, None, select.EPOLLIN)
-        self._answer(peer.fileno())  # by now the token is mostly there
-
-    def _turn_away(self) -> None:
-        """No descriptor is left: the one that was spared lets the peer in and out, or it would knock for ever."""
-        os.close(self._spare)
-        with contextlib.suppress(OSError):
-            self._listener.accept()[0].close()
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        peer = self._door.let_in()
+        if peer is not None:
+            self._watch(peer, None, select.EPOLLIN)
+            self._answer(peer.fileno())  # by now the token is mostly there
 
     def _answer(self, fd: int) -> None:
         """A peer shows a token, and its connection is the lease; or a key, and it is a guest. Or it is closed."""
@@ -265,6 +257,7 @@ class Service(Looking):
                     peer.send(UNKNOWN if shares is None else wire.ASK)
                 return False
             try:
+                self._processes.watch(credentials(peer)[0], shares)
                 message, file = shares.welcome(writable)
                 table, own = shares.slots.for_peer()
                 with contextlib.ExitStack() as undo:
@@ -275,10 +268,6 @@ class Service(Looking):
                 return False
             self._sockets[fd] = peer, weakref.ref(shares)
             shares.guests.add(peer)
-        with contextlib.suppress(OSError):  # it has died already, or is of another pid namespace
-            process = os.pidfd_open(_credentials(peer)[0])
-            self._processes[process] = weakref.ref(shares)
-            self._epoll.register(process, select.EPOLLIN)
         return True
 
     def _hear(self, fd: int) -> None:
@@ -336,28 +325,17 @@ class Service(Looking):
             for seconds in _AFTER_HANG_UP:
                 self.at(now + seconds, partial(self._look_again, reference, thoroughly=True))
 
-    def _forget_process(self, fd: int) -> weakref.ref[Owner]:
-        self._epoll.unregister(fd)
-        os.close(fd)
-        return self._processes.pop(fd)
-
     # -- fork ---------------------------------------------------------------------------------------------------------
 
     def abandon(self) -> None:
         """In a forked child: close what is the parent's, or a peer would wait for an answer from here."""
         self.is_parents = True
-        for end in [self._listener, *(end for end, _ in self._sockets.values())]:
+        self._door.close()
+        for end, _ in self._sockets.values():
             end.close()
         self._epoll.close()
-        for fd in (self._wake, self._spare, *self._processes):
-            os.close(fd)
-
-
-def _credentials(peer: socket.socket) -> tuple[int, int, int]:
-    """The pid (0 if it is of a pid namespace that we do not see), uid and gid of who has connected."""
-    room = _CREDENTIALS.size
-    pid, uid, gid = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, room))
-    return pid, uid, gid
+        self._processes.close()
+        os.close(self._wake)
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:

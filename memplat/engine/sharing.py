@@ -70,34 +70,47 @@ class Shares(HotShares):
         self.guests: set[socket.socket] = set()
 
     def share(self, memory: Memory, pages: FileRange, *, writable: bool, trusted: bool, expires: float) -> Handle:
-        """See :meth:`memplat.memory.Memory.share`. *pages* carry the reference already."""
-        if writable not in self._keys or (writable and self._trust_needed and not trusted):
-            self._prepare(memory, writable, trusted)
-        waiting = self._service
-        assert waiting is not None
+        """See :meth:`memplat.memory.Memory.share`. *pages* carry the reference already, which is the share's from now
+        on, or dropped if there is none.
+        """
         over: list[Share] = _NONE
-        with waiting.lock:  # close() takes it before it closes the file
-            if self._closed:
-                raise closed()
-            number = next(waiting.numbers)
-            share = Share(waiting, self._weak, number, pages, writable)
-            slots = self.slots
-            if slots is not None:
-                over = slots.collect()
-                share.slot = slots.offer(share, number)
-            self.living[number] = share
-            waiting.at(time.monotonic() + expires, share)
-        if over:
-            self.ended(over)
-        return Handle(waiting.address, TOKEN.pack(self._keys[writable], share.slot, number), pages, writable, share)
+        share = None
+        try:
+            if writable not in self._keys or (writable and self._trust_needed and not trusted):
+                self._prepare(memory, writable, trusted)
+            waiting = self._service
+            assert waiting is not None
+            with waiting.lock:  # close() takes it before it closes the file
+                self._check_open()
+                number = next(waiting.numbers)
+                # Both at once: the reference is dropped by who finds it among the living, and only by him.
+                self.living[number] = share = Share(waiting, self._weak, number, pages, writable)
+                slots = self.slots
+                if slots is not None:
+                    over = slots.collect()
+                    share.slot = slots.offer(share, number)
+                waiting.at(time.monotonic() + expires, share)
+            return Handle(waiting.address, TOKEN.pack(self._keys[writable], share.slot, number), pages, writable, share)
+        except BaseException:
+            if share is None:
+                memory.decref(pages)
+            else:
+                share.end()
+            raise
+        finally:
+            if over:
+                self.ended(over)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise closed()
 
     def _prepare(self, memory: Memory, writable: bool, trusted: bool) -> None:
         """The first share for reading, or for writing: what peers are to get."""
         self._check_backend(memory, writable, trusted)
         waiting = service()
         with waiting.lock:
-            if self._closed:
-                raise closed()
+            self._check_open()
             self._service = waiting
             self._state.collect = partial(_collect, self._weak)
             self._open_descriptor(writable)

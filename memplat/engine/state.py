@@ -210,6 +210,13 @@ class EngineState(HotState):
         self.finish()
         return first
 
+    def is_stuck(self) -> bool:
+        """At the interpreter's end: whether another thread, which will never go on, is in the middle of a call."""
+        if self._in_flight or not self.lock.acquire(blocking=False):
+            return True
+        self.lock.release()
+        return False
+
     @property
     def is_forked(self) -> bool:
         """Whether this is a child's copy of its parent's memory."""

@@ -30,7 +30,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
         "types",
         "ranges",
         "_core",
-        "errors wording",
+        "daemons errors wording",
     )
 )
 

@@ -690,6 +690,36 @@ ENDINGS = {
         memory.decref(pages)
         atexit.register(memory.close)
     """,
+    "blocks that were never closed": """
+        import memplat
+        memory = memplat.open("memfd", max_size=64 << 20, reclaim="background")
+        block = memory.block(4096)
+    """,
+    "a finalizer that drops a reference and closes": """
+        import memplat
+        class Owner:
+            def __init__(self):
+                self.memory = memplat.open("memfd", max_size=64 << 20, reclaim="background")
+                self.pages = self.memory.allocate(4096)
+            def __del__(self):
+                self.memory.decref(self.pages)
+                self.memory.close()
+        owner = Owner()
+    """,
+    "blocks that were never closed, of a memory that daemon threads work on": """
+        import memplat, threading
+        memory = memplat.open("memfd", max_size=64 << 20, reclaim="background", reclaim_delay=0)
+        blocks = [memory.block(4096) for _ in range(100)]
+        started = threading.Event()
+        def churn():
+            while True:
+                memory.decref(memory.allocate(8192, mode="will_commit", fill=b"x"))
+                memory.update_usage()
+                started.set()
+        for _ in range(3):
+            threading.Thread(target=churn, daemon=True).start()
+        started.wait()
+    """,
     "numpy arrays of views": """
         import memplat, numpy
         memory = memplat.open("memfd", max_size=64 << 20)

@@ -12,12 +12,14 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import memplat
 from memplat import _core
+from memplat.engine import service
 from memplat.memory import Memory
 from tests.hostparts import hugetlb_pool, in_another_process
 from tests.needs import need_root, needs
@@ -491,6 +493,59 @@ def test_an_owner_without_a_free_descriptor_turns_peers_away_and_goes_on(memory:
     assert handles[1].wait(20)
     assert handles[0].revoke()
     assert refs(memory, pages) == 1
+    memory.decref(pages)
+
+
+def test_memories_that_a_process_has_met_leave_no_descriptors_behind() -> None:
+    def watched() -> int:
+        found = 0
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                found += "pidfd" in os.readlink(f"/proc/self/fd/{name}")
+        return found
+
+    before = watched()
+    for _ in range(5):
+        with memplat.open("memfd", max_size=64 << 20) as memory, memory.block(PAGE) as block:
+            memplat.attach(memory.share(block)).release()
+    assert watched() <= before + 1, "one a process: this one has attached what it has shared"
+
+
+class _Failing:
+    """What an iterator gives, but no memory for this thread."""
+
+    def __init__(self, real: Iterator[int]) -> None:
+        self._real = real
+        self._thread = threading.get_ident()
+
+    def __next__(self) -> int:
+        if threading.get_ident() == self._thread:
+            raise MemoryError
+        return next(self._real)
+
+
+@pytest.mark.parametrize("step", ["numbers", "_order"])
+def test_a_share_that_fails_halfway_drops_its_own_reference_once(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    pages = memory.allocate(PAGE)
+    first = memory.share(pages)
+    memplat.attach(first).release()
+    assert first.wait(20)
+    serving = service.running()
+    assert serving is not None
+    for _ in range(2):
+        monkeypatch.setattr(serving, step, _Failing(getattr(serving, step)))
+        with pytest.raises(MemoryError):
+            memory.share(pages)
+        monkeypatch.undo()
+        assert refs(memory, pages) == 1
+        handle = memory.share(pages)
+        memplat.attach(handle).release()
+        assert handle.wait(20)
+        memory.reclaim()
+        assert refs(memory, pages) == 1
+    assert not memory._shares.living  # type: ignore[attr-defined]
     memory.decref(pages)
 
 
