@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def _beside_others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests run in several processes; one that changes what the others stand on waits until it has the host alone."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        quiet.open(tmp_path_factory.getbasetemp().parent)
+    several = "PYTEST_XDIST_WORKER" in os.environ
+    quiet.open(tmp_path_factory.getbasetemp().parent if several else None)
     with quiet.shared():
         yield

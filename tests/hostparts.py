@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -103,6 +104,8 @@ _FAMILIES = {
     _MM / "transparent_hugepage": (_MM / "transparent_hugepage",),
 }
 SWAPS = Path("/proc/swaps")
+#: How long other runs on this host are waited for, and how soon it is looked again, in seconds.
+_PATIENCE, _LOOK_AGAIN = 120.0, 0.01
 _held: set[Path] = set()
 
 
@@ -134,57 +137,128 @@ def family(setting: Path) -> Path:
     return next((lock for lock, members in _FAMILIES.items() if {setting, *setting.parents} & set(members)), setting)
 
 
-class _Quiet:
-    """Each test shares the host with those in the other processes of its run; one that disturbs them has it alone.
+class Room:
+    """Somewhere that many may be in at a time, or one alone. flock(2) on two files, because it lets readers overtake a
+    writer: who waits to be alone holds the door, and none comes in. The kernel lets go of the locks of who dies.
 
-    What disturbs: transparent huge pages for those who have not asked for any, and none for those who have. flock(2)
-    on two files, because it lets readers overtake a writer: who waits to be alone holds the door, and none comes in.
-    Other runs on the same machine are not waited for: a soak test there may take hours.
+    :ivar patience: for how many seconds somebody else is waited for; ``None``: as long as it takes. Who did not get it
+        in time goes on without, and waits no more
+    """
+
+    def __init__(self, directory: Path, names: tuple[str, str], patience: float | None = None) -> None:
+        flags = os.O_RDONLY | os.O_CLOEXEC | (0 if directory.is_relative_to("/sys") else os.O_CREAT)
+        self._door, self._inside = (os.open(directory / name, flags, 0o600) for name in names)
+        self.patience = patience
+
+    def enter(self) -> bool:
+        """Be in it with others; False if that could not be had."""
+        if not self._lock(self._door, fcntl.LOCK_EX):
+            return False
+        inside = self._lock(self._inside, fcntl.LOCK_SH)
+        fcntl.flock(self._door, fcntl.LOCK_UN)
+        return inside
+
+    def enter_alone(self) -> bool:
+        """Be in it alone, in place of with others; False if that could not be had."""
+        self.leave()
+        if not self._lock(self._door, fcntl.LOCK_EX):
+            return False
+        if self._lock(self._inside, fcntl.LOCK_EX):
+            return True
+        fcntl.flock(self._door, fcntl.LOCK_UN)
+        return False
+
+    def let_others_in(self) -> None:
+        """Not alone any more. Nobody gets it alone in between."""
+        with contextlib.suppress(BlockingIOError):  # without it, who could not be alone may not be in it at all
+            fcntl.flock(self._inside, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(self._door, fcntl.LOCK_UN)
+
+    def leave(self) -> None:
+        """Be not in it."""
+        fcntl.flock(self._inside, fcntl.LOCK_UN)
+
+    def _lock(self, fd: int, how: int) -> bool:
+        if self.patience is None:
+            fcntl.flock(fd, how)
+            return True
+        deadline = time.monotonic() + self.patience
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(fd, how | fcntl.LOCK_NB)
+                return True
+            if time.monotonic() >= deadline:
+                self.patience = 0.0
+                return False
+            time.sleep(_LOOK_AGAIN)
+
+    def close(self) -> None:
+        """In a forked child, which would keep its parent's locks alive."""
+        os.close(self._door)
+        os.close(self._inside)
+
+
+class _Quiet:
+    """Each test shares the host with all others; one that disturbs them has it alone.
+
+    What disturbs: transparent huge pages for those who have not asked for any, and none for those who have. The other
+    processes of the run are waited for as long as it takes. Those of other runs on this host, whoever's, for a while
+    only: a soak test there may take hours, and somebody may have stopped a debugger. What is locked for them is two
+    files of the host itself, which nobody has to make.
     """
 
     _HARMLESS = (_MM / "transparent_hugepage" / "shmem_enabled", "advise")
+    _HOST = _MM / "transparent_hugepage", ("defrag", "enabled")
 
     def __init__(self) -> None:
-        self._room = self._door = -1
+        self._rooms: list[Room] = []  # the host's, and the run's
         self._alone = False
+        self._is_open = False
 
-    def open(self, directory: Path) -> None:
-        """Name the directory that all processes of the run have in common."""
-        if self._room < 0:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            self._door, self._room = (os.open(directory / name, flags, 0o600) for name in ("door", "room"))
+    def open(self, directory: Path | None) -> None:
+        """Name the directory that all processes of the run have in common, if there are several."""
+        if self._is_open:
+            return
+        self._is_open = True
+        with contextlib.suppress(OSError):  # a kernel without such pages: nobody can switch them
+            self._rooms.append(Room(*self._HOST, _PATIENCE))
+        if directory is not None:
+            self._rooms.append(Room(directory, ("door", "room")))
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        while self._rooms:
+            self._rooms.pop().close()
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
         """For as long as a test lasts."""
-        if self._room < 0:
-            yield
-            return
-        fcntl.flock(self._door, fcntl.LOCK_EX)
-        fcntl.flock(self._room, fcntl.LOCK_SH)
-        fcntl.flock(self._door, fcntl.LOCK_UN)
+        for room in reversed(self._rooms):
+            room.enter()
         try:
             yield
         finally:
-            fcntl.flock(self._room, fcntl.LOCK_UN)
+            for room in self._rooms:
+                room.leave()
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Within a test: the others are waited for, and wait. Before anything else is locked."""
-        if self._room < 0 or self._alone:
+        if not self._rooms or self._alone:
             yield
             return
         assert not _held, f"to be alone has to be asked for before {_held} is locked"
-        fcntl.flock(self._room, fcntl.LOCK_UN)
-        fcntl.flock(self._door, fcntl.LOCK_EX)
-        fcntl.flock(self._room, fcntl.LOCK_EX)
+        for room in self._rooms:  # the host's, too, before the run's is waited for: two could wait for each other
+            room.leave()
+        for room in reversed(self._rooms):
+            room.enter_alone()
         self._alone = True
         try:
             yield
         finally:
             self._alone = False
-            fcntl.flock(self._room, fcntl.LOCK_SH)
-            fcntl.flock(self._door, fcntl.LOCK_UN)
+            for room in self._rooms:
+                room.let_others_in()
 
     def disturbs(self, file: Path, value: str) -> bool:
         """Whether others have to be kept away while *file* is set to *value*."""
