@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import memplat
 from benchmarks.calibrators import PAGE
@@ -27,6 +28,26 @@ def open_memory(stack: ExitStack, *, reclaim: str = "background", max_size: int 
     memory = memplat.open("memfd", **options)
     stack.callback(close, memory)
     return memory
+
+
+def open_watched(stack: ExitStack) -> tuple[Memory, int]:
+    """As :func:`open_memory`, and the descriptor of the backing file. A memory that is asked for it takes itself as
+    shared from then on, and looks at every page that it hands out.
+    """
+    before = _memfds()
+    memory = open_memory(stack)
+    new = [fd for fd, link in _memfds().items() if before.get(fd) != link]
+    check(len(new) == 1, f"{len(new)} new descriptors of memfds instead of one")
+    return memory, new[0]
+
+
+def _memfds() -> dict[int, str]:
+    """The descriptors of memfds that this process has."""
+    links: dict[int, str] = {}
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # that of the directory is closed by now
+            links[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return {fd: link for fd, link in links.items() if link.startswith("/memfd:")}
 
 
 def close(memory: Memory) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from benchmarks.calibrators import PAGE
 from benchmarks.harness import Case, check
-from benchmarks.memories import OWNERS, Stopwatch, allocate_many, open_memory, touch
+from benchmarks.memories import OWNERS, Stopwatch, allocate_many, open_watched, touch
 from memplat import Usage
 from memplat.ranges import MIB
 
@@ -100,7 +100,7 @@ class Polled(Case):
         return "poll" if figure else self.unit
 
     def set_up(self, stack: ExitStack) -> None:
-        self._memory = memory = open_memory(stack)
+        self._memory, self._descriptor = memory, _ = open_watched(stack)
         touch(memory, memory.allocate(_STABLE_BYTES, owner=_STABLE))
         self._live = allocate_many(memory, [self._length() for _ in range(_LIVE)])
 
@@ -154,7 +154,7 @@ class Polled(Case):
         memory.reclaim()
         memory.wait_reclaimed()
         usage = memory.update_usage()
-        total = os.fstat(memory.fileno()).st_blocks * 512
+        total = os.fstat(self._descriptor).st_blocks * 512
         check(usage.exact and usage.total == total, f"{self.name}: told {usage.total}, the host spends {total}")
 
 

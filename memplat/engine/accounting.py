@@ -52,13 +52,15 @@ class Attribution:
         kinds = self.by_owner.setdefault(owner, {})
         kinds[kind] = kinds.get(kind, 0) + nbytes
 
-    def by_kind(self) -> dict[str, int]:
-        """The sums by kind, with every kind in them."""
-        sums = NOTHING.copy()
-        for kinds in self.by_owner.values():
+    def sums(self) -> tuple[dict[str, int], dict[int | None, int]]:
+        """The sums by kind, with every kind in them, and by owner."""
+        of_kinds = NOTHING.copy()
+        of_owners: dict[int | None, int] = {}
+        for owner, kinds in self.by_owner.items():
+            of_owners[owner] = sum(kinds.values())
             for kind, nbytes in kinds.items():
-                sums[kind] += nbytes
-        return sums
+                of_kinds[kind] += nbytes
+        return of_kinds, of_owners
 
     def idle(self) -> int:
         """What is charged to owner 0 although he does not use it."""
@@ -136,6 +138,16 @@ def attribute(layout: Layout) -> Attribution:
         runs = flat.from_starts_and_ends(*(array("q", edges) for edges in zip(*sorted(free), strict=True)))
         _charge_free(result, layout, flat.intersection(runs, layout.extents))
     return result
+
+
+def attribute_at_once(extents: array[int], total: int, table: PageTable) -> Attribution:
+    """As :func:`attribute` of what :func:`lay_out` tells, for little: the page table holds still for all of it."""
+    if len(extents) == 2 and type(table) is PageTable:  # most often it is one piece that somebody uses
+        low, high = extents
+        _, end, (state, _, _, kind, owner, _) = table.segments.find(low // table.page_size)
+        if state == pages.USED and end * table.page_size >= high:
+            return Attribution({owner: {kind: total}})
+    return attribute(lay_out(extents, total, table))
 
 
 def _as_charged(layout: Layout, charged: Charged) -> Attribution:

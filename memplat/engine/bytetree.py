@@ -135,8 +135,9 @@ class ByteTree:
     def maximum(self) -> int:
         """The greatest weight, 0 if there is none."""
         root = self._down[0].get(0)
-        byte = max(root) if root is not None else 0
-        return byte if byte < _LONG else self._long_ones().maximum()
+        if root is None:
+            return 0
+        return self._long_ones().maximum() if _LONG in root else max(root.translate(None, _ZERO))
 
     def first(self, weight: int) -> int:
         """The lowest position of at least *weight* (> 0), or -1."""

@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 
 import attrs
 
-from memplat.engine.accounting import SYSTEM, Layout, attribute, lay_out
+from memplat.engine.accounting import SYSTEM, Attribution, Layout, attribute, attribute_at_once, lay_out
 from memplat.engine.arguments import MAX_OFFSET
 from memplat.engine.state import EngineState
 from memplat.engine.turns import Turns
@@ -97,6 +97,7 @@ class Scanner(Turns):
             if meanwhile:
                 extents = flat.subtract(extents, _extents_of(meanwhile))
                 total = flat.total(extents)
+            self._seen_changes = -1
             self._known = extents if quiet and finding.proven else None
             self._known_total = total
             table = state.table
@@ -118,8 +119,8 @@ class Scanner(Turns):
             if not held:
                 return state.storage(), False
             with state.lock:
-                log, state.decommitted = state.decommitted, []
-            self._known = self._less(log)
+                taken = self._take_known_locked()
+            self._known = self._less(*taken)
             storage = state.storage()
             told = storage.total - storage.overhead
             # Somebody may have got the descriptor meanwhile, and punched before the host was asked.
@@ -128,9 +129,17 @@ class Scanner(Turns):
             if held or state.is_decommitting():
                 state.gate.release()
 
-    def _less(self, decommitted: list[FileRange] | None) -> array[int] | None:
+    def _take_known_locked(self) -> tuple[array[int] | None, list[FileRange] | None]:
+        """What is known, and what was decommitted since. Until that is put back, an exception from outside leaves
+        nothing behind that is known, and last figures that are not those of what is.
+        """
+        state = self._state
+        known, self._known, self._seen_changes = self._known, None, -1
+        log, state.decommitted = state.decommitted, []
+        return known, log
+
+    def _less(self, known: array[int] | None, decommitted: list[FileRange] | None) -> array[int] | None:
         """What is known, less what was decommitted; nothing if that is too much to tell."""
-        known = self._known
         if known is None or decommitted is None:
             return None
         if len(decommitted) <= _FEW:
@@ -185,6 +194,44 @@ class Scanner(Turns):
             after = attrs.evolve(after, overhead=after.overhead + rest)
         return _Finding(state.file.probe_method or "probe", extents, total, after, proven, moved)
 
+    def _prove_locked(self, began: int, total: int) -> Usage | None:
+        state, table = self._state, self._state.table
+        if self._known is None:
+            if total > _SOUGHT_BYTES:
+                return None
+        elif state.decommitted is None or len(state.decommitted) + len(self._known) > _FEW:
+            return None
+        elif total > _SOUGHT_BYTES and len(table.segments) > _FEW:
+            return None  # charging them takes longer than others should wait for the lock
+        known = self._less(*self._take_known_locked())
+        found = self._find_at_once(total, known)
+        if found is None:
+            self._known = known
+            return None
+        method, extents = found
+        attribution = attribute_at_once(extents, total, table)
+        self._known, self._known_total = extents, total
+        usage = self._tell_locked(attribution, method, began, began / 1e9)
+        self._seen_changes = table.changes
+        return usage
+
+    def _find_at_once(self, total: int, known: array[int] | None) -> tuple[str, array[int]] | None:
+        """How it was found out which pages are committed, and which: they are *known*, or so few that they are sought.
+        ``None`` if neither is proven, or if there are some beyond our size.
+        """
+        if known is not None and self._known_total == total:
+            found = "known", known
+        elif not total:
+            return "st_blocks", flat.empty()
+        elif total <= _SOUGHT_BYTES:
+            fd = self._state.file.fd
+            found = "seek_data", seek_in_place(fd, total)
+            if flat.total(found[1]) != total or storage_held(fd) != total:
+                return None
+        else:
+            return None
+        return found if not found[1] or found[1][-1] <= self._state.table.size else None
+
     # -- charging -----------------------------------------------------------------------------------------------------
 
     def _charge(self, finding: _Finding, layout: Layout, changes: int, foreign: int, as_of: float) -> Usage:
@@ -194,21 +241,46 @@ class Scanner(Turns):
         if missing > 0 and not finding.proven:
             attribution.charge(0, SYSTEM, missing)  # the total is certain, only the purpose is not
             attribution.unknown = missing
-        state = self._state
-        with state.lock:
-            table = state.table
+        storage = finding.storage
+        with self._state.lock:
+            table = self._state.table
             still = table.changes == changes
-            if attribution.strays:
-                table.take_free(attribution.strays, to_waste=True)
-                state.wake()
-            self._whole_ns = time.monotonic_ns() - self._scan_began
-            self._count_locked(finding.method, self._whole_ns)
-            usage = self.figures.whole_locked(
-                attribution, finding.method, foreign, finding.storage, exact=finding.proven, as_of=as_of
+            usage = self._tell_locked(
+                attribution,
+                finding.method,
+                self._scan_began,
+                as_of,
+                exact=finding.proven,
+                reserved=storage.reserved,
+                overhead=storage.overhead,
+                foreign=foreign,
             )
-            self._owners.forget_locked()
             self._seen_changes = table.changes if still else changes
             return usage
+
+    def _tell_locked(
+        self,
+        attribution: Attribution,
+        method: str,
+        began: int,
+        as_of: float,
+        *,
+        exact: bool = True,
+        reserved: int = 0,
+        overhead: int = 0,
+        foreign: int = 0,
+    ) -> Usage:
+        """Make what was found the last figures; the scan *began* at this time, in nanoseconds."""
+        state = self._state
+        if attribution.strays:
+            state.table.take_free(attribution.strays, to_waste=True)
+            state.wake()
+        self._whole_ns = time.monotonic_ns() - began
+        self._count_locked(method, self._whole_ns)
+        # Before _seen_changes says that these are the figures of what is known.
+        self.last = usage = self.figures.whole_locked(attribution, method, as_of, exact, reserved, overhead, foreign)
+        self._owners.forget_locked()
+        return usage
 
 
 def _extents_of(ranges: list[FileRange]) -> array[int]:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from types import EllipsisType
 
 from memplat.engine.arguments import MAX_OFFSET, check_timeout, is_int, refuse_owner
@@ -25,6 +26,17 @@ class Measuring(Edge):
 
     def update_usage(self, *, owner: int | None = None, max_age: float = 0) -> Usage:
         """See :meth:`Memory.update_usage`."""
+        if owner is None and type(max_age) is float:
+            # Those who poll often take no lock, and next to no time of those who work.
+            last, state = self._scanner.last, self._state
+            if (
+                last is not None
+                and monotonic() - last.as_of <= max_age != 0
+                and last.method != "none"
+                and state.refuse is None
+                and not state.is_interrupted()
+            ):
+                return last
         if owner is not None:
             _check_owner(owner)
         return self._scanner.update(

@@ -334,7 +334,7 @@ class SegmentSet(Generic[V]):
         """The start of the run around *key*, where none begins. A search wants them in order: so look nearby first."""
         run = self._run
         if len(run) <= self._nearby:
-            return max(start for start in run if start <= key)
+            return max([start for start in run if start <= key])
         for start in range(key - 1, max(key - self._nearby, 0) - 1, -1):
             if start in run:
                 return start

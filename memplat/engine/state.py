@@ -301,11 +301,15 @@ class EngineState(HotState):
     def storage(self) -> Storage:
         """What the host spends on the file."""
         if self.is_plain:
-            return Storage(storage_held(self.file.fd) if self.may_prove else os.fstat(self.file.fd).st_blocks * _BLOCK)
+            return Storage(self.plain_total())
         storage = self.hooks.memplat_storage(file=self.file)
         if not isinstance(storage, Storage):
             raise self.broken("memplat_storage", f"returned {storage!r}; allowed is a Storage")
         return storage
+
+    def plain_total(self) -> int:
+        """What the host spends on the file, where that is plain."""
+        return storage_held(self.file.fd) if self.may_prove else os.fstat(self.file.fd).st_blocks * _BLOCK
 
     def committed(self, start: int, end: int) -> array[int]:
         """The committed extents of ``[start, end)``, reserved pages included. Probes the host: not under the lock."""

@@ -23,7 +23,7 @@ from memplat.engine.owners import Owners
 from memplat.engine.refusals import reentrant
 from memplat.engine.state import EngineState, host_error
 from memplat.ranges import FileRange
-from memplat.types import Storage, Usage
+from memplat.types import Usage
 
 #: How much longer than a scan the breath after it is, and the longest breath in seconds: nobody waits for long.
 _BREATHS: Final = 4
@@ -66,7 +66,11 @@ class Turns(HotScanner, abc.ABC):
 
     @abc.abstractmethod
     def _scan(self) -> Usage:
-        """Scan the whole file."""
+        """Scan the whole file, and make what is found the last figures."""
+
+    @abc.abstractmethod
+    def _prove_locked(self, began: int, total: int) -> Usage | None:
+        """Figures of a file of shmem that costs *total* bytes, if finding them out takes microseconds."""
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
@@ -79,7 +83,7 @@ class Turns(HotScanner, abc.ABC):
 
     def _last_locked(self) -> Usage:
         if self.last is None:
-            self.last = self.figures.whole_locked(Attribution(), "none", 0, Storage(0), exact=False, as_of=0.0)
+            self.last = self.figures.whole_locked(Attribution(), "none", 0.0, False)
         return self.last
 
     def update(self, max_age: float, owner: int | None = None) -> Usage:
@@ -87,9 +91,6 @@ class Turns(HotScanner, abc.ABC):
         state = self._state
         if state.is_interrupted():
             raise reentrant()
-        last = self.last
-        if max_age and owner is None and last is not None and state.refuse is None and _is_recent(last, max_age):
-            return last  # without the lock: those who poll often do not get in the way of those who work
         if self._runner == threading.get_ident():
             return self.usage(owner)  # a hook that the scan calls asks: the scan cannot wait for itself
         try:
@@ -98,7 +99,7 @@ class Turns(HotScanner, abc.ABC):
                     state.check_locked()
                 usage = self._recent_locked(max_age, owner) if max_age else None
                 if usage is None and owner is None and state.is_plain:
-                    usage = self._unchanged(locked=True)
+                    usage = self._at_once_locked()
                 if usage is None:
                     state.enter_locked()
             if usage is not None:
@@ -178,7 +179,7 @@ class Turns(HotScanner, abc.ABC):
         with self._lock:
             self._started = number
         began = time.thread_time()
-        self.last = usage = self._scan()
+        usage = self._scan()
         self._finished = number
         self._rested_at = time.monotonic() + _BREATHS * (time.thread_time() - began)
         self._last_runner = self._runner
@@ -200,11 +201,35 @@ class Turns(HotScanner, abc.ABC):
 
     # -- nothing new --------------------------------------------------------------------------------------------------
 
-    def _unchanged(self, *, locked: bool = False) -> Usage | None:
-        """The last figures, if neither we nor the host have anything new: two numbers are compared, and that is all.
-
-        With the memory's lock held, if an fstat is all that there is to ask the host.
+    def _at_once_locked(self) -> Usage | None:
+        """Figures for which an fstat is enough, or little more. The gate is held, too: so nothing can get in between
+        but touches, and these change the host's total.
         """
+        state = self._state
+        # Whoever scans sets the last figures before he says that he is done.
+        if self._runner or state.peers or state.is_decommitting():
+            return None
+        last = self.last
+        is_as_seen = self._is_as_seen() and last is not None
+        if not is_as_seen and not state.may_prove:
+            return None
+        held = False
+        try:
+            held = state.gate.acquire(blocking=False)
+            if not held:
+                return None
+            began = time.monotonic_ns()
+            total = state.plain_total()
+            if is_as_seen and total == self._known_total:
+                assert last is not None
+                return self._renewed_locked(last, began, 0)
+            return self._prove_locked(began, total) if state.may_prove else None
+        finally:
+            if held or state.is_decommitting():  # an exception may come between acquire and what it says
+                state.gate.release()
+
+    def _unchanged(self) -> Usage | None:
+        """The last figures, if neither we nor the host have anything new: two numbers are compared, and that is all."""
         state = self._state
         if not self._is_as_seen() or state.is_decommitting():
             return None
@@ -218,23 +243,21 @@ class Turns(HotScanner, abc.ABC):
             storage = state.storage()
             if last is None or storage.total - storage.overhead != self._known_total:
                 return None
-            if locked:
-                return self._renewed_locked(last, started, storage)
             with state.lock:
                 # Whatever began since the first look may have changed what was compared here.
                 if self.last is not last or not self._is_as_seen():
                     return None
-                return self._renewed_locked(last, started, storage)
+                return self._renewed_locked(last, started, storage.reserved)
         finally:
-            if held or state.is_decommitting():  # an exception may come between acquire and what it says
+            if held or state.is_decommitting():  # as above
                 state.gate.release()
 
-    def _renewed_locked(self, last: Usage, started: int, storage: Storage) -> Usage:
+    def _renewed_locked(self, last: Usage, started: int, reserved: int) -> Usage:
         self._count_locked("unchanged", time.monotonic_ns() - started)
         changes: dict[str, Any] = {
             "as_of": started / 1e9,
             "method": "unchanged",
-            "reserved": storage.reserved,
+            "reserved": reserved,
             "counters": self.figures.counters_locked(),
         }
         self.last = usage = renewed(last, changes)

@@ -23,12 +23,17 @@ LONG: Final = ctypes.c_int64
 
 
 def function(
-    library: ctypes.CDLL, name: str, result: type[Any] | None, arguments: Sequence[type[Any]]
+    library: ctypes.CDLL, name: str, result: type[Any] | None, arguments: Sequence[type[Any]] | None
 ) -> Callable[..., Any]:
-    """The C function *name* with its prototype: without one, ctypes takes every result for a 32-bit int."""
+    """The C function *name* with its prototype: without one, ctypes takes every result for a 32-bit int.
+
+    :param arguments: ``None``: each call has to bring what is more than an int as an object of ctypes, which takes half
+        the time of having it converted
+    """
     found = library[name]  # [] makes a new function object; attribute access would share prototypes between users
     found.restype = result
-    found.argtypes = list(arguments)
+    if arguments is not None:
+        found.argtypes = list(arguments)
     return found
 
 

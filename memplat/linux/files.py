@@ -65,9 +65,10 @@ _COUNT_HELD_BYTES: Final = 8 * MIB
 _fallocate_types: Final = (ctypes.c_int, ctypes.c_int, _libc.LONG, _libc.LONG)
 _fallocate_released = _libc.function(_libc.RELEASED, "fallocate", ctypes.c_int, _fallocate_types)
 _fallocate_held = _libc.function(_libc.HELD, "fallocate", ctypes.c_int, _fallocate_types)
-_lseek_types: Final = (ctypes.c_int, _libc.LONG, ctypes.c_int)
-_lseek_released = _libc.function(_libc.RELEASED, "lseek", _libc.LONG, _lseek_types)
-_lseek_held = _libc.function(_libc.HELD, "lseek", _libc.LONG, _lseek_types)
+#: Called as often as there are extents, so without a prototype: the offset is to be given as a ``LONG``.
+_lseek_released = _libc.function(_libc.RELEASED, "lseek", _libc.LONG, None)
+_lseek_held = _libc.function(_libc.HELD, "lseek", _libc.LONG, None)
+_OFFSET: Final = _libc.LONG
 _process_madvise = _libc.function(
     _libc.RELEASED,
     "syscall",
@@ -76,9 +77,9 @@ _process_madvise = _libc.function(
 )
 #: Where st_blocks stands in struct stat, in words, on those that are known; C libraries of today export fstat.
 _ST_BLOCKS: Final = 8
-_STATUS: Final = array("Q", bytes(256))
+_Status: Final = ctypes.c_uint64 * 32
 _fstat_held = (
-    _libc.function(_libc.HELD, "fstat", ctypes.c_int, (ctypes.c_int, ctypes.c_void_p))
+    _libc.function(_libc.HELD, "fstat", ctypes.c_int, None)
     if platform.machine() in ("x86_64", "aarch64", "riscv64") and hasattr(_libc.HELD, "fstat")
     else None
 )
@@ -257,11 +258,11 @@ def seek_extents(fd: int, start: int, end: int, at_most: int = _ENDLESS) -> arra
 
 def seek_in_place(fd: int, at_most: int) -> array[int]:
     """As :func:`seek_extents`, of all of a file of *at_most* bytes whose offset nobody else uses: it is put back."""
-    offset = _lseek_held(fd, 0, os.SEEK_CUR)
+    offset = _lseek_held(fd, _OFFSET(0), os.SEEK_CUR)
     try:
         return _walk(fd, 0, _ENDLESS, at_most)
     finally:
-        _lseek_held(fd, offset, os.SEEK_SET)
+        _lseek_held(fd, _OFFSET(offset), os.SEEK_SET)
 
 
 def _walked(extents: array[int], ended: int, code: int) -> array[int]:
@@ -278,14 +279,14 @@ def _walk(fd: int, start: int, end: int, missing: int = _ENDLESS) -> array[int]:
     position = start
     stalled = 0
     while position < end and missing > 0:
-        data = seek(fd, position, os.SEEK_DATA)
+        data = seek(fd, _OFFSET(position), os.SEEK_DATA)
         if data < 0:
             if _libc.last_errno() == errno.ENXIO:
                 break
             raise _libc.error(_SEEKS[1])
         if data >= end:
             break
-        hole = seek(fd, data, os.SEEK_HOLE)
+        hole = seek(fd, _OFFSET(data), os.SEEK_HOLE)
         if hole < 0:
             if _libc.last_errno() == errno.ENXIO:  # truncated between the two calls
                 break
@@ -313,8 +314,8 @@ def storage_held(fd: int) -> int:
     """
     if _fstat_held is None:
         return os.fstat(fd).st_blocks * _BLOCK
-    status = _STATUS[:]
-    if _fstat_held(fd, status.buffer_info()[0]):
+    status = _Status()
+    if _fstat_held(fd, status):
         raise _libc.error("fstat")
     return status[_ST_BLOCKS] * _BLOCK
 

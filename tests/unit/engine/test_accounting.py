@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from memplat import _core
 from memplat.engine import accounting, hot, pages
-from memplat.engine.accounting import attribute, lay_out
+from memplat.engine.accounting import attribute, attribute_at_once, lay_out
 from memplat.engine.pages import PageTable
 from memplat.linux import extents as flat
 from memplat.ranges import MIB, FileRange
@@ -91,6 +91,20 @@ def test_every_way_of_charging_equals_a_count_page_by_page(
     charged = {(owner, kind): n for owner, kinds in found.by_owner.items() for kind, n in kinds.items()}
     strays = {page for part in found.strays for page in range(*part, PAGE)}
     assert (charged, found.waste, found.retained, found.free_committed, strays) == counted(extents, table)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 16])
+@pytest.mark.parametrize("seed", range(8))
+def test_charging_at_once_equals_taking_a_layout_first(count: int, seed: int) -> None:
+    chance = random.Random(seed)
+    table = table_of(chance, 120, 60)
+    extents = committed_of(chance, 120, count / 120)
+    total = flat.total(extents)
+    found, wanted = attribute_at_once(extents, total, table), attribute(lay_out(extents, total, table))
+    assert found == wanted
+    kinds, owners = found.sums()
+    assert sum(kinds.values()) == sum(owners.values()) == total
+    assert owners == {owner: sum(by_kind.values()) for owner, by_kind in wanted.by_owner.items()}
 
 
 @pytest.mark.parametrize("seed", range(4))

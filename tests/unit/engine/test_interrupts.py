@@ -6,6 +6,7 @@ just these moments, so each of them is tried, one after the other.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -165,3 +166,27 @@ def test_a_close_that_is_interrupted_can_be_repeated() -> None:
         # Within the very step that gives it back it may be lost: trying again might close somebody else's descriptor.
         if goes_on and struck[-1] != "finish":
             assert not _link(fd).startswith("/memfd:"), f"still open after moment {moment}, in {struck[-1]}"
+
+
+@pytest.mark.parametrize("count", [2, 64], ids=["sought", "scanned"])
+@pytest.mark.parametrize("gone", [0, 1], ids=["touched", "moved"])
+def test_a_scan_that_is_interrupted_leaves_no_old_figures_that_pass_for_new(count: int, gone: int) -> None:
+    """A page of the second owner is touched; one of the first one's goes, or stays: the sum alone would not tell."""
+    goes_on, moment, told = True, 0, 0
+    while goes_on:
+        moment += 1
+        memory = memplat.open("memfd", max_size=64 * MIB, reclaim="manual")
+        mine, others = memory.allocate(count * PAGE, owner=1, fill=b"x" * count * PAGE), memory.allocate(PAGE, owner=2)
+        memory.update_usage()
+        memory.write(others, b"x")
+        if gone:
+            memory.decommit(mine.part(0, PAGE))
+        goes_on = interrupted_at(moment, memory.update_usage)
+        with contextlib.suppress(memplat.InterruptedMemoryError):
+            usage = memory.update_usage()
+            found = {owner: sum(kinds.values()) // PAGE for owner, kinds in usage.committed_by_owner.items()}
+            assert usage.exact
+            assert found == {1: count - gone, 2: 1}, f"after moment {moment}, in {struck[-1:]}: {usage.method}"
+            told += 1
+        close_with_leftovers(memory)
+    assert told > 1 or memplat.core == "native", "nothing was interrupted"  # a fast way cannot be

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -127,11 +128,11 @@ def test_a_page_that_is_punched_between_the_two_seeks_is_no_extent(fd, monkeypat
     write_pages(fd, 1, 5, 9)
     seek = files._lseek_released
 
-    def interrupted(own: int, offset: int, whence: int) -> int:
-        if whence == os.SEEK_HOLE and offset == 5 * PAGE:
+    def interrupted(own: int, offset: ctypes.c_int64, whence: int) -> int:
+        if whence == os.SEEK_HOLE and offset.value == 5 * PAGE:
             files.punch_hole(fd, 5 * PAGE, PAGE)
         found: int = seek(own, offset, whence)
-        if then == "back" and whence == os.SEEK_HOLE and offset == 5 * PAGE:
+        if then == "back" and whence == os.SEEK_HOLE and offset.value == 5 * PAGE:
             write_pages(fd, 5, 6)
             monkeypatch.undo()
         return found
@@ -329,7 +330,7 @@ def test_pages_touched_or_punched_between_two_seeks_make_no_extents_that_touch_o
     # that was a hole when the first one's end was asked for.
     answers = iter((0, 0, PAGE, 2 * PAGE, 2 * PAGE, 3 * PAGE, 5 * PAGE, 5 * PAGE, 6 * PAGE, 8 * PAGE, 8 * PAGE))
 
-    def seek(fd: int, offset: int, whence: int) -> int:
+    def seek(fd: int, offset: ctypes.c_int64, whence: int) -> int:
         return next(answers)
 
     monkeypatch.setattr(files, "_lseek_held", seek)

@@ -145,8 +145,8 @@ def test_a_walk_in_place_that_fails_puts_the_offset_back(fd: int, monkeypatch: p
     os.lseek(fd, 77, os.SEEK_SET)
     held = files._lseek_held
 
-    def refuse(own: int, offset: int, whence: int) -> Any:
-        return held(own, 1 << 62, os.SEEK_SET + 99) if whence == os.SEEK_HOLE else held(own, offset, whence)
+    def refuse(own: int, offset: Any, whence: int) -> Any:
+        return held(own, offset, os.SEEK_SET + 99) if whence == os.SEEK_HOLE else held(own, offset, whence)
 
     monkeypatch.setattr(files, "_lseek_held", refuse)
     with pytest.raises(OSError, match=r"lseek\(SEEK_HOLE\)"):
