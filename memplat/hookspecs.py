@@ -124,7 +124,8 @@ def memplat_mapped(file: BackingFile, start: int, end: int) -> bool | None:
 def memplat_reserve(file: BackingFile, ranges: Sequence[FileRange]) -> bool | None:
     """Make sure that touching these pages cannot fail, and return True. Default: ``fallocate(2)`` with mode 0.
 
-    On ``OSError`` (``ENOSPC``, ``ENOMEM``) nothing stays reserved.
+    On ``OSError`` (``ENOSPC``, ``ENOMEM``) nothing stays reserved. Of a backend that says ``decommit_releases=False``,
+    pages that were reserved or are committed stay reserved until they are decommitted: they are not asked for again.
 
     Example::
 

@@ -21,7 +21,7 @@ import socket
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from memplat import _core
 from memplat.claims import ATTACHED, ENDED, LEASED, OFFERED, SLOTS, STATES, Claims
@@ -329,7 +329,11 @@ def forget(key: bytes) -> None:
         connection.owner_left()
 
 
-_mutex = threading.RLock()
+def _make_mutex() -> Any:
+    return threading.RLock() if _core.MODULE is None else _core.MODULE.Lock()
+
+
+_mutex = _make_mutex()
 _connections: dict[bytes, Connection] = {}
 _watcher = Watcher()
 if _core.MODULE is not None:
@@ -354,7 +358,7 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     global _mutex, _watcher  # noqa: PLW0603 -- the thread that was to let go of it, or to watch, is not here
-    _mutex = threading.RLock()
+    _mutex = _make_mutex()
     if _core.MODULE is not None:
         _core.MODULE.install_peers(_connections, _mutex)
     _watcher.close()

@@ -307,9 +307,6 @@ def attach(handle: Handle | bytes) -> memoryview:
     :raises HandleExpiredError: if it has expired, was revoked, or its owner is gone
     :raises HostError: if the host refuses; the handle is used up
     """
-    view = _try_attach(handle)
-    if view is not None:
-        return view
     if isinstance(handle, bytes):
         handle = Handle.from_bytes(handle)
     if not isinstance(handle, Handle):
@@ -330,14 +327,11 @@ def _unpack(packed: bytes) -> Handle | None:
     return Handle(packed[_FORM.size :], token, FileRange(start, end), writable)
 
 
-def _try_attach(handle: Handle | bytes) -> memoryview | None:  # noqa: ARG001 -- the compiled one uses it
-    """The view, if there is nothing out of the ordinary, and it is compiled."""
-    return None
-
-
-if _core.MODULE is not None:
-    _unpack, _try_attach = _core.MODULE.unpack, _core.MODULE.try_attach
-    _core.MODULE.install_handles(Handle, _restore)
+if not TYPE_CHECKING and _core.MODULE is not None:
+    _unpack = _core.MODULE.unpack
+    _core.MODULE.install_handles(Handle, _restore, attach)
+    attach = _core.MODULE.attach
+    attach.__module__ = __name__  # by which it is pickled
 
 
 def _is_genuine(packet: bytes, fds: list[int], wanted: int) -> bool:

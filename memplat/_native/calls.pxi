@@ -15,6 +15,7 @@ cdef extern from "Python.h":
     PyObject* PyTuple_GET_ITEM(object, Py_ssize_t)  # borrowed
 
 cdef object _UNCOMMITTED = AllocationMode.UNCOMMITTED
+cdef object _RESERVED = AllocationMode.RESERVED
 cdef object _WILL_COMMIT = AllocationMode.WILL_COMMIT
 cdef object _will_commit = "will_commit"
 cdef object _UP = Direction.UP
@@ -38,6 +39,22 @@ def install(memory_file):
     _round_up = memory_file.round_up
 
 
+cdef enum:
+    NO_WAY = 0  # but Python's
+    TAKE_FREE = 1
+    TAKE_PRESENT = 2  # waste that is in RAM
+    TAKE_KEPT = 3  # free pages that are reserved, because they are kept committed
+
+
+cdef inline int _way_of(HotState state, object mode) noexcept:
+    """The fast way to allocate in a mode."""
+    if mode is _WILL_COMMIT or mode is _will_commit:
+        return TAKE_PRESENT
+    if state.reserves_always:
+        return TAKE_KEPT if mode is _RESERVED and state.stays_reserved else NO_WAY
+    return TAKE_FREE if mode is _UNCOMMITTED else NO_WAY
+
+
 cdef inline bint _read_range(object pages, uint64_t size, uint64_t mask, uint64_t* start, uint64_t* end) noexcept:
     """The ends of a FileRange within the file, whose bits in the mask are not set. False if it is not that."""
     if type(pages) is not _range_class or PyTuple_GET_SIZE(pages) != 2:
@@ -53,7 +70,7 @@ cdef class Calls:
     cdef HotState _hot
     cdef HotReclaimer _hot_reclaimer
     cdef HotShares _hot_shares
-    cdef bint _uncommitted, _recycles  # the default mode
+    cdef int _default_way  # of the default mode
     cdef uint64_t _mask  # of the offset in a page
 
     def _attach(
@@ -64,10 +81,10 @@ cdef class Calls:
         state._mapping = mapping
         state._leases = mapping.leases
         state._base = <char*><uintptr_t>mapping.base
+        state._fd = state.file.fd
         self._hot_reclaimer = reclaimer
         self._hot_shares = shares
-        self._uncommitted = default_mode is _UNCOMMITTED
-        self._recycles = default_mode is _WILL_COMMIT
+        self._default_way = _way_of(state, default_mode)
         self._mask = state.table.page_size - 1
         self._hot = state
 
@@ -93,14 +110,10 @@ cdef class Calls:
         """See :meth:`Memory.allocate`."""
         cdef HotState state = self._hot
         cdef uint64_t start = 0, nbytes
-        cdef bint recycle
-        if state is not None and direction is _UP and huge is False and fill is None and (
-            (self._uncommitted or self._recycles)
-            if mode is None
-            else (mode is _UNCOMMITTED or mode is _WILL_COMMIT or mode is _will_commit)
-        ):
-            recycle = self._recycles if mode is None else mode is not _UNCOMMITTED
-            if self._try_allocate(state, length, kind, owner, recycle, &start, &nbytes):
+        cdef int way
+        if state is not None and direction is _UP and huge is False and fill is None:
+            way = self._default_way if mode is None else _way_of(state, mode)
+            if way != NO_WAY and self._try_allocate(state, length, kind, owner, way, &start, &nbytes):
                 return _hand_out(state.table, start, nbytes)
         return _allocate(
             self, length, kind=kind, owner=owner, mode=mode, direction=direction, huge=huge, fill=fill
@@ -112,7 +125,7 @@ cdef class Calls:
         object length,
         object kind,
         object owner,
-        bint recycle,
+        int way,
         uint64_t* start,
         uint64_t* nbytes,
     ) except -1:
@@ -135,14 +148,16 @@ cdef class Calls:
         if not state._begin():
             return 0
         try:
-            if PyDict_Size(state.limits) if recycle else not state._may_allocate():
+            if PyDict_Size(state.limits) if way == TAKE_PRESENT else not state._may_allocate():
                 return 0
             table._reserve()
             if table.has_flags and tree_reserve(&table._flags):
                 raise MemoryError
             account = make_account(&table._accounts, kind_id, <uint32_t>payer)
-            if recycle:
+            if way == TAKE_PRESENT:
                 done = _take_present(state, wanted >> table._shift, account, start)
+            elif way == TAKE_KEPT:
+                done = _take_kept(state, wanted >> table._shift, account, start)
             else:
                 done = table._take(wanted >> table._shift, account, False, False, FREE, start)
             if not done:
@@ -151,7 +166,7 @@ cdef class Calls:
             state.lock.end()
         nbytes[0] = wanted
         start[0] <<= table._shift
-        if recycle and done:
+        if way == TAKE_PRESENT and done:
             _count_recycled(state, nbytes[0])
         return done
 
@@ -176,6 +191,9 @@ cdef class Calls:
         table = state.table
         if not _read_range(pages, table.size, self._mask, &start, &end) or not state._begin():
             return False
+        if by < 0 and end - start >= SPARSE and _free_sparse(state, start, end, _ONE_REF):
+            state.lock.end()
+            return True
         done = table._try_count(
             start >> table._shift, end >> table._shift, <uint64_t><int64_t>by, 0, _NEVER if by > 0 else self._hot_reclaimer.wake_at
         )
@@ -248,7 +266,7 @@ cdef class Calls:
         cdef double when
         cdef bint counted = False, given = False
         cdef list over = []
-        if key == NULL or waiting is None or not waiting.lock.acquire(False):
+        if key == NULL or waiting is None or not waiting.lock._take(-1, False):
             return None
         try:
             when = _now() + expires
@@ -257,7 +275,7 @@ cdef class Calls:
                 if counted:
                     handle = shares._offer(pages, writable, <object>key, when, over, &given)
         finally:
-            waiting.lock.release()
+            waiting.lock._give()
             if counted and not given:
                 self.decref(pages)
             for share in over:

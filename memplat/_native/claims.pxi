@@ -122,11 +122,12 @@ cdef class HotSlots:
 
     def collect(self):
         """As :meth:`memplat.engine.slots.HotSlots.collect`."""
-        return self._collect()
+        return self._collect() or []
 
     cdef list _collect(self):
+        """``None`` if there are none."""
         cdef HotClaims claims = self._claims
-        cdef list shares = self._shares, found = []
+        cdef list shares = self._shares, found = None
         cdef long end = len(shares), slot = 0
         cdef uint8_t* at
         cdef object item
@@ -144,6 +145,9 @@ cdef class HotSlots:
                 write_state(claims._states + slot, SLOT_FREE)
                 shares[slot] = None
                 self._free.append(slot)
-                found.append(item)
+                if found is None:
+                    found = [item]
+                else:
+                    found.append(item)
             slot += 1
         return found

@@ -1,7 +1,7 @@
 # The peer's end of shares: memplat/sharing.py, memplat/windows.py and memplat/peers.py, compiled as far as the connection
 # is there, the window shows the pages, and the share is offered. Otherwise nothing has changed, and Python does it.
 
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 from posix.unistd cimport close as _close_fd
 
 cdef extern from "Python.h":
@@ -33,24 +33,26 @@ cdef struct Token:
 
 cdef object _handle_class = None
 cdef object _restored = None
+cdef object _attach = None
 cdef dict _peers = {}
-cdef object _take_mutex = None
-cdef object _give_mutex = None
+cdef Lock _mutex = None
+cdef HotConnection _last_peer = None  # mostly it is that one again; guarded by the mutex
+cdef char _last_key[16]
 
 
-def install_handles(handle_class, restored):
-    """Say what a handle is, and by which name it comes out of a pickle."""
-    global _handle_class, _restored
+def install_handles(handle_class, restored, attach):
+    """Say what a handle is, by which name it comes out of a pickle, and who attaches what is out of the ordinary."""
+    global _handle_class, _restored, _attach
     _handle_class = handle_class
     _restored = restored
+    _attach = attach
 
 
-def install_peers(dict connections not None, mutex):
+def install_peers(dict connections not None, Lock mutex not None):
     """Say which connections there are, and what guards them."""
-    global _peers, _take_mutex, _give_mutex
+    global _peers, _mutex
     _peers = connections
-    _take_mutex = mutex.acquire
-    _give_mutex = mutex.release
+    _mutex = mutex
 
 
 cdef class HotHandle:
@@ -120,7 +122,13 @@ def unpack(packed):
     return handle
 
 
-def try_attach(handle):
+def attach(handle):
+    """See :func:`memplat.sharing.attach`."""
+    view = _try_attach(handle)
+    return _attach(handle) if view is None else view
+
+
+cdef object _try_attach(handle):
     """The view for a handle or its bytes, if there is nothing out of the ordinary; else ``None``, and nothing has changed."""
     cdef HotHandle plain
     cdef Token token
@@ -154,10 +162,30 @@ def try_attach(handle):
 
 
 cdef object _attach_token(const Token* token, uint64_t start, uint64_t end):
-    cdef PyObject* connection = PyDict_GetItemWithError(_peers, PyBytes_FromStringAndSize(token.key, KEY))
-    if connection == NULL:
+    cdef Lock mutex = _mutex
+    cdef HotConnection connection
+    cdef Attached view = None
+    if not mutex._take(-1, False):
         return None
-    return (<HotConnection?><object>connection)._attach(token, start, end)
+    try:
+        connection = _find_peer(token.key)
+        if connection is not None:
+            view = connection._claim(token, start, end)
+    finally:
+        mutex._give()
+    return None if view is None else PyMemoryView_FromObject(view)
+
+
+cdef HotConnection _find_peer(const char* key):
+    """The connection of that key, or ``None``. With the mutex held."""
+    global _last_peer
+    cdef PyObject* found
+    if _last_peer is not None and not _last_peer.gone and not memcmp(_last_key, key, KEY):
+        return _last_peer
+    found = PyDict_GetItemWithError(_peers, PyBytes_FromStringAndSize(key, KEY))
+    _last_peer = <HotConnection?><object>found if found != NULL else None
+    memcpy(_last_key, key, KEY)
+    return _last_peer
 
 
 cdef class HotWindow:
@@ -175,16 +203,6 @@ cdef class HotConnection:
     cdef public HotWindow window
     cdef public bint gone, watched, writable
     cdef public HotClaims claims
-
-    cdef object _attach(self, const Token* token, uint64_t start, uint64_t end):
-        cdef Attached view
-        if not _take_mutex(False):
-            return None
-        try:
-            view = self._claim(token, start, end)
-        finally:
-            _give_mutex()
-        return None if view is None else PyMemoryView_FromObject(view)
 
     cdef Attached _claim(self, const Token* token, uint64_t start, uint64_t end):
         """With the mutex held."""

@@ -51,6 +51,7 @@ cdef enum:
     SMALL = 0
     HUGE = 1
     NONE = 0
+    KEPT = 2
     RESERVED = 3
     # A run's meta: the state in 2 bits, the pool in 1, the account of used pages in the rest. In the tree of flags it is
     # the class of the flag; that of no flag is odd, so that it is not indexed.
@@ -159,6 +160,7 @@ cdef class _Pages:
     cdef readonly uint64_t allocations, frees
     cdef public uint64_t changes
     cdef readonly bint has_flags
+    cdef public bint kept_is_reserved
     cdef readonly dict watched  # by owner: the changes when it was found what he uses, and the extents
     cdef public uint64_t _max_refs  # tests make it small
 
@@ -341,6 +343,19 @@ cdef class _Pages:
         tree_change(&self._segments, at, first, last, 0, (meta & (1 << POOL_SHIFT)) | WASTE, True)
         return 2 if whole else 1
 
+    cdef bint _is_last(self, uint64_t first, uint64_t last, uint64_t less) noexcept nogil:
+        """Whether these pages are of one run, and that (a reference or a view) is all that they have."""
+        cdef tree_spot at = tree_find(&self._segments, first)
+        return at.leaf.start[at.index + 1] >= last and at.leaf.counts[at.index] == less
+
+    cdef void _free_at_once(self, uint64_t first, uint64_t last) noexcept nogil:
+        """Pages of one run that are zero lose all that they have, and are free. After _reserve."""
+        cdef tree_spot at = tree_find(&self._segments, first)
+        cdef uint32_t meta = at.leaf.meta[at.index]
+        self._uncharge(meta >> ACCOUNT_SHIFT, (last - first) << self._shift)
+        self.waste -= (last - first) << self._shift
+        tree_change(&self._segments, at, first, last, 0, (meta & (1 << POOL_SHIFT)) | FREE, True)
+
     cdef int _try_count_all(
         self, uint64_t first, uint64_t last, uint64_t more_refs, uint64_t more_pins, uint64_t wake_at
     ) noexcept nogil:
@@ -377,7 +392,10 @@ cdef class _Pages:
             USED | (<uint32_t>huge << POOL_SHIFT) | (account << ACCOUNT_SHIFT), True,
         )
         if self.has_flags:
-            self._clear_flags(first, first + count, RESERVED if source == WASTE else NONE)
+            if source == WASTE:
+                self._clear_flags(first, first + count, RESERVED)
+            else:
+                self._change_flags(first, first + count, NONE, RESERVED if self.kept_is_reserved else NONE)
         if source == WASTE:
             self.waste -= nbytes
         self._accounts.items[account].nbytes += nbytes
@@ -388,6 +406,10 @@ cdef class _Pages:
         return True
 
     cdef void _clear_flags(self, uint64_t first, uint64_t last, unsigned keep) noexcept nogil:
+        self._change_flags(first, last, keep, NONE)
+
+    cdef void _change_flags(self, uint64_t first, uint64_t last, unsigned keep, unsigned into) noexcept nogil:
+        """Clear the flags but *keep*. What was kept committed gets *into*."""
         cdef uint64_t position = first, stop
         cdef uint32_t meta, kept = _flag_meta(keep)
         cdef tree_spot at
@@ -396,7 +418,8 @@ cdef class _Pages:
             stop = min(at.leaf.start[at.index + 1], last)
             meta = at.leaf.meta[at.index]
             if meta != kept and meta != UNFLAGGED:
-                tree_change(&self._flags, at, position, stop, 0, UNFLAGGED, True)
+                meta = _flag_meta(into) if meta == _flag_meta(KEPT) else UNFLAGGED
+                tree_change(&self._flags, at, position, stop, 0, meta, True)
             position = stop
 
     # -- growing and allocating ---------------------------------------------------------------------------------------

@@ -84,6 +84,38 @@ static inline int memplat_append(memplat_extents *found, int64_t start, int64_t 
     return 0;
 }
 
+/* The touched pages of a part of a shmem file whose offset nobody else uses, as edges; -1 if there are more than *most*, or
+ * whatever. lseek(2): SEEK_DATA finds "the next location in the file greater than or equal to offset containing data". It
+ * is asked page by page, because SEEK_HOLE goes through all of the data. What has data at its front and in its middle is
+ * not worth asking on. */
+static inline int memplat_few_touched(int fd, int64_t start, int64_t end, int64_t page, int64_t *edges, int most) {
+    const int64_t middle = start + (end - start) / 2 / page * page;
+    int64_t position = start, offset = lseek(fd, 0, SEEK_CUR);
+    int count = 0, pages = 0;
+    if (offset < 0)
+        return -1;
+    while (position < end) {
+        int64_t data = lseek(fd, position, SEEK_DATA);
+        if (data < 0 ? errno == ENXIO : data >= end) {
+            position = end; /* nothing more */
+        } else if (data < position || pages == most ||
+                   (data == start && middle > start && lseek(fd, middle, SEEK_DATA) == middle)) {
+            break;
+        } else {
+            data = data / page * page;
+            pages++;
+            if (count && edges[count - 1] == data) {
+                edges[count - 1] = data + page;
+            } else {
+                edges[count++] = data;
+                edges[count++] = data + page;
+            }
+            position = data + page;
+        }
+    }
+    return lseek(fd, offset, SEEK_SET) == offset && position >= end ? count : -1;
+}
+
 /* All of a file that is nearly empty and whose offset nobody else uses, by SEEK_DATA. How many edges, of 2 * most at the
  * most; -1 if they do not add up to the storage, or whatever. */
 static inline int memplat_seek_few(int fd, int64_t storage, int64_t *edges, int most) {

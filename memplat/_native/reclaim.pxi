@@ -131,6 +131,22 @@ cdef class PageTable(_Pages):
     def take_back(self, ranges):
         self._end_all(ranges, WASTE)
 
+    def free_waste(self, uint64_t start, uint64_t end):
+        cdef uint64_t position = start >> self._shift, stop
+        cdef uint32_t meta
+        cdef tree_spot at
+        self._check_range(start, end)
+        while position < end >> self._shift:
+            self._reserve()
+            at = tree_find(&self._segments, position)
+            stop = min(at.leaf.start[at.index + 1], end >> self._shift)
+            meta = at.leaf.meta[at.index]
+            if meta & 3 == WASTE:
+                self.waste -= (stop - position) << self._shift
+                tree_change(&self._segments, at, position, stop, 0, (meta & (1 << POOL_SHIFT)) | FREE, True)
+            position = stop
+        self.changes += 1
+
     cdef int _end_all(self, ranges, uint32_t state) except -1:
         cdef uint64_t start, end
         cdef size_t index

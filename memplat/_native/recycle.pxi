@@ -7,9 +7,6 @@
 from cpython.dict cimport PyDict_SetItem
 from libc.string cimport memset
 
-cdef extern from "present.h":
-    bint memplat_all_present(char* address, size_t length, long owner) nogil
-
 #: 6 us if it is in the cache, 25 us if not: less than it may take to get the GIL back.
 cdef uint64_t _MAX_HELD = 256 * 1024
 
@@ -29,6 +26,24 @@ cdef bint _take_present(HotState state, uint64_t count, uint32_t account, uint64
         return False
     memset(address, 0, nbytes)
     return table._take(count, account, False, False, WASTE, start)
+
+
+cdef bint _take_kept(HotState state, uint64_t count, uint32_t account, uint64_t* start) noexcept:
+    """Take the first free pages that fit, if all of them were kept committed: nobody need reserve them. False, and no
+    change, if that is not so.
+    """
+    cdef PageTable table = state.table
+    cdef tree_spot at
+    cdef uint64_t first
+    if not table.has_flags or state.peers or table._unit > 1:
+        return False
+    if not tree_fit(&table._segments, FREE >> 1, count, False, False, &at):
+        return False
+    first = at.leaf.start[at.index]
+    at = tree_find(&table._flags, first)
+    if at.leaf.meta[at.index] != _flag_meta(KEPT) or at.leaf.start[at.index + 1] < first + count:
+        return False
+    return table._take(count, account, False, False, FREE, start)
 
 
 cdef object _recycled_bytes = "recycled_bytes"

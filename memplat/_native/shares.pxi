@@ -30,7 +30,8 @@ cdef inline double _now() noexcept:
 cdef class HotLooking:
     """What of the service is looked at in share(); see :class:`memplat.engine.looking.HotLooking`."""
 
-    cdef public object lock, numbers, address, _order
+    cdef public Lock lock
+    cdef public object numbers, address, _order
     cdef public list _times
     cdef public Py_ssize_t _tidy_at
     cdef public double _next_time
@@ -85,7 +86,9 @@ cdef class HotShares:
     cdef HotHandle _fill(self, HotHandle handle, HotShare share, object key, double when, list over):
         cdef HotLooking waiting = self._service
         cdef Token token
-        over.extend(self.slots._collect())
+        ended = self.slots._collect()
+        if ended is not None:
+            over.extend(ended)
         share.slot = self.slots._offer(share, share.number)
         _heappush(waiting._times, (when, next(waiting._order), share))
         memcpy(token.key, PyBytes_AS_STRING(key), KEY)

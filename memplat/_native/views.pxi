@@ -61,12 +61,18 @@ cdef class HotState:
     cdef public Lock gate
     cdef public object decommitted
     cdef public bint peers, may_prove
+    cdef public bint reserves_always, stays_reserved
+    cdef public uint64_t keep
     # What compiled views need after their memory is gone:
     cdef HotReclaimer _reclaimer
     cdef object _mapping
     cdef Leases _leases
     cdef char* _base
     cdef long _owner  # of the file, if it is shmem; else -1
+    cdef int _fd
+
+    def __cinit__(self, *args):
+        self._fd = -1
 
     cdef inline bint _begin(self) except -1:
         """Whether the fast way is open: nobody has the lock, nothing is refused, and nothing was left behind that has to
@@ -88,6 +94,9 @@ cdef class HotState:
         cdef PageTable table = self.table
         cdef int done = 0
         if self._begin():
+            if end - start >= SPARSE and _free_sparse(self, start, end, _ONE_PIN):
+                self.lock.end()
+                return 0
             done = table._try_count(start >> table._shift, end >> table._shift, 0, -1, self._reclaimer.wake_at)
             table.changes += done > 0
             self.lock.end()

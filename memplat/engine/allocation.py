@@ -38,8 +38,6 @@ class Allocator:
         self._asking = threading.local()
         # Where the backend's safe default is RESERVED, populating alone does not keep a touch from failing later.
         self._reserves_first = state.backend.info.default_mode is AllocationMode.RESERVED
-        # Where giving pages back would break the promise, no mode is without it: what is not reserved may be gone.
-        self._reserves_always = not state.backend.info.decommit_releases
         self._in_memory = shmem.is_shmem(state.file.fd)
 
     def allocate(self, request: AllocationRequest, fill: Fill | None) -> FileRange:
@@ -272,8 +270,8 @@ class Allocator:
         """
         state = self._state
         committed = mode is AllocationMode.COMMITTED
-        reserved = mode is AllocationMode.RESERVED or self._reserves_always or (committed and self._reserves_first)
-        if reserved:
+        reserved = mode is AllocationMode.RESERVED or state.reserves_always or (committed and self._reserves_first)
+        if reserved and not self._is_reserved(taken):
             if not state.hooks.memplat_reserve(file=state.file, ranges=[taken]):
                 raise state.broken("memplat_reserve", "did not say True: no implementation has reserved the pages")
             with state.lock:
@@ -288,6 +286,14 @@ class Allocator:
             if not reserved and self._in_memory:
                 require_headroom(taken.length - there)
             state.mapping.populate(*taken)
+
+    def _is_reserved(self, taken: FileRange) -> bool:
+        """Whether the pages are reserved still, from when they were used before."""
+        state = self._state
+        if not state.stays_reserved or state.peers:
+            return False
+        with state.lock:
+            return state.table.flagged(pages.RESERVED, *taken).tolist() == [*taken]
 
     def _fill(self, source: memoryview | IO[bytes], taken: FileRange) -> None:
         """Copy *source* to the front of the pages; a reader that ends early leaves zeros."""

@@ -38,6 +38,9 @@ class PythonHotState:
     :ivar decommitted: what was decommitted since the scanner last looked, ``None`` if too much to tell
     :ivar peers: somebody else may punch or truncate: the descriptor was handed out
     :ivar may_prove: the file is shmem, and may be probed without the hooks; see :attr:`BackingFile.is_shmem`
+    :ivar keep: bytes of free pages that may stay committed
+    :ivar reserves_always: pages are reserved in every mode, because what is not may be gone when it is touched
+    :ivar stays_reserved: what was reserved, or is committed, need not be reserved again until it is decommitted
     """
 
     table: PageTable
@@ -51,6 +54,9 @@ class PythonHotState:
     decommitted: list[FileRange] | None
     peers: bool
     may_prove: bool
+    keep: int
+    reserves_always: bool
+    stays_reserved: bool
 
 
 class PythonHotReclaimer:

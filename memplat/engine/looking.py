@@ -6,14 +6,14 @@ import contextlib
 import heapq
 import itertools
 import os
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from memplat import _core
+from memplat.engine.hot import make_lock
 from memplat.engine.leases import Owner, Share
 
 _MANY: Final = 1024
@@ -33,7 +33,7 @@ class PythonLooking:
     :ivar _next_time: when the thread will look at them by itself
     """
 
-    lock: threading.RLock
+    lock: Any
     numbers: itertools.count[int]
     address: bytes
     _times: list[tuple[float, int, Share | Callable[[], None]]]
@@ -52,7 +52,7 @@ class Looking(HotLooking):
     """The times, and the looks."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = make_lock()
         self.numbers = itertools.count(1)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._times = []

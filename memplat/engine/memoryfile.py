@@ -46,6 +46,7 @@ from memplat.engine.reclaim import Reclaimer
 from memplat.engine.refusals import reentrant
 from memplat.engine.render import dump
 from memplat.engine.sharing import Shares
+from memplat.engine.sparse import SPARSE_BYTES, free_sparse_locked
 from memplat.engine.state import EngineState, host_error
 from memplat.errors import InvalidArgumentError, InvalidRangeError
 from memplat.hookspecs import BackendHooks
@@ -228,7 +229,10 @@ class MemoryFile(Measuring):
             table = state.table
             if state.refuse is not None or table.torn or state.dropped:
                 state.check_locked()
-            table.decref(*self._pages(pages))
+            start, end = self._pages(pages)
+            table.decref(start, end)
+            if end - start >= SPARSE_BYTES:
+                free_sparse_locked(state, start, end)
             if table.waste >= reclaimer.wake_at:
                 reclaimer.wake_locked()
         if reclaimer.needs_thread:
@@ -277,6 +281,8 @@ class MemoryFile(Measuring):
                 if not release and not state.backend.info.decommit_releases:
                     state.zero_by_hand([held])
                     return 0
+                with state.lock:  # before: whatever comes in between, they may not be reserved any more
+                    state.table.flag(*held, states.NONE)
                 try:
                     state.decommit_on_host([held])
                 except Exception:  # noqa: BLE001 -- whatever it was: the pages have to be zero
@@ -284,8 +290,6 @@ class MemoryFile(Measuring):
                 finally:
                     with state.lock:
                         state.note_decommitted_locked([held])
-                with state.lock:
-                    state.table.flag(*held, states.NONE)
                 return max(0, before - flat.total(state.committed(*held)))
             except OSError as error:
                 raise host_error(error, f"decommit of {held}") from error

@@ -86,6 +86,7 @@ class PageTable:
     :ivar releasing: bytes in the state releasing, joined gaps included
     :ivar changes: goes up with every change
     :ivar has_flags: whether any page carries a flag
+    :ivar kept_is_reserved: pages that were kept committed are flagged as reserved when they are taken
     :ivar watched: what those owners use whose ranges were asked for; see :meth:`ranges_of`
     :ivar torn: how many changes were begun and not ended: for those who hold the lock, how many were cut off
     """
@@ -106,6 +107,7 @@ class PageTable:
         self.frees = 0
         self.changes = 0
         self.has_flags = False
+        self.kept_is_reserved = False
         self.torn = 0
         self.watched: dict[int, array[int]] = {}
         self._used: tuple[dict[tuple[str, int], Value], dict[tuple[str, int], Value]] = ({}, {})
@@ -144,7 +146,7 @@ class PageTable:
         start <<= shift
         end = start + length
         if self.has_flags:
-            self._clear_flags(start >> shift, end >> shift, keep=RESERVED if source == WASTE else NONE)
+            self._clear_flags(start >> shift, end >> shift, keep=RESERVED if source == WASTE else NONE, taken=True)
         if source == WASTE:
             self.waste -= length
         allocated = self.allocated
@@ -164,8 +166,9 @@ class PageTable:
         value = interned[key] = (USED, 1, 0, *key, int(huge))
         return value
 
-    def _clear_flags(self, start: int, end: int, *, keep: int) -> None:
-        self.flags.update(start, end, lambda flag: flag if flag == keep else NONE)
+    def _clear_flags(self, start: int, end: int, *, keep: int, taken: bool = False) -> None:
+        kept = RESERVED if taken and self.kept_is_reserved else NONE
+        self.flags.update(start, end, lambda flag: flag if flag == keep else kept if flag == KEPT else NONE)
 
     def tail(self, *, huge: bool) -> int:
         """Where the free run of the pool begins that ends at the end of the file; the size if there is none."""
@@ -421,6 +424,16 @@ class PageTable:
                 continue
             for run in self._releasing_runs([FileRange(start, end)]):
                 self._replace(*run, _FREE[run[2][5]])
+        self.changes += 1
+        self.torn -= 1
+
+    def free_waste(self, start: int, end: int) -> None:
+        """Turn the waste of ``[start, end)`` into free pages: it is known to be zero."""
+        self.torn += 1
+        for first, last, value in self._runs_of(start, end):
+            if value[0] == WASTE:
+                self._replace(first, last, value, _FREE[value[5]])
+                self.waste -= (last - first) << self._shift
         self.changes += 1
         self.torn -= 1
 

@@ -248,6 +248,12 @@ class Reclaimer(HotReclaimer):
         """Make releasing pages free, by whatever way is left. They go on releasing if this raises."""
         state = self._state
         give, keep = self._divide(ranges)
+        reserved: list[FileRange] = []
+        if state.stays_reserved:
+            with state.lock:
+                reserved = [part for run in keep for part in flat.ranges(state.table.flagged(pages.RESERVED, *run))]
+                for start, end in give:  # before: whatever comes in between, they may not be reserved any more
+                    state.table.flag(start, end, pages.NONE)
         kept = state.zero_by_hand(keep) if keep else []
         retained = self._decommit(give) if give else []
         with state.lock:
@@ -259,7 +265,7 @@ class Reclaimer(HotReclaimer):
             if table.has_flags:
                 for start, end in ranges:
                     table.flag(start, end, pages.NONE)
-            for start, end in kept:
+            for start, end in (*kept, *reserved):
                 table.flag(start, end, pages.KEPT)
             for start, end in retained:
                 table.flag(start, end, pages.RETAINED)

@@ -32,6 +32,7 @@ from memplat.engine.limits import Limits
 from memplat.engine.mapping import Mapping
 from memplat.engine.pages import PageTable
 from memplat.engine.refusals import closed, forked, interrupted, reentrant
+from memplat.engine.sparse import SPARSE_BYTES, free_sparse_locked
 from memplat.engine.stacks import threads_inside
 from memplat.errors import HostError, MemplatError, PluginError
 from memplat.hookspecs import DEFAULTS, BackendHooks, answerer
@@ -105,6 +106,12 @@ class EngineState(HotState):
         self.may_prove = (
             self.is_plain and file.is_shmem and prober in (answerer(hooks, "memplat_create_file"), DEFAULTS)
         )
+        self.keep = options.keep
+        # What was reserved, or is committed, stays so until the backend is told to give it back: no need to ask again.
+        self.reserves_always = not backend.info.decommit_releases
+        reserver = answerer(hooks, "memplat_reserve")
+        is_own = bool(reserver) and reserver == answerer(hooks, "memplat_create_file")
+        self.table.kept_is_reserved = self.stays_reserved = self.reserves_always and is_own
         self._in_flight: dict[int, int] = {}  # by thread; a Counter takes three times as long
         self._finished = threading.Lock()
         self._pid = os.getpid()
@@ -286,13 +293,13 @@ class EngineState(HotState):
         before = self.table.waste
         while self.dropped:
             start, end, is_reference = self.dropped.popleft()
-            if not is_reference:
-                self.table.unpin(start, end)
-                continue
             try:
-                self.table.decref(start, end)
+                (self.table.decref if is_reference else self.table.unpin)(start, end)
             except MemplatError:
                 log.exception("memplat: a finalizer dropped a reference that is not there")
+                continue
+            if end - start >= SPARSE_BYTES:
+                free_sparse_locked(self, start, end)
         if self.table.waste != before:
             self.wake()
 

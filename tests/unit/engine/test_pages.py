@@ -188,11 +188,15 @@ class BothTables(RuleBasedStateMachine):
         self.driver = Driver(seed, page_size, 1536 * page_size)
         self.driver.extend()
 
-    @rule(name=st.sampled_from(["allocate", "decref", "incref", "pin", "unpin", "transfer", "borrow", "look", "flag"]))
+    @rule(
+        name=st.sampled_from(["allocate", "decref", "incref", "pin", "unpin", "transfer", "borrow", "look", "extend"])
+    )
     def use(self, name: str) -> None:
         getattr(self.driver, name)()
 
-    @rule(name=st.sampled_from(["take_waste", "end_releasing", "take_free", "flag_free", "unflag", "extend"]))
+    @rule(
+        name=st.sampled_from(["take_waste", "end_releasing", "take_free", "free_waste", "flag", "flag_free", "unflag"])
+    )
     def reclaim(self, name: str) -> None:
         getattr(self.driver, name)()
 
