@@ -195,3 +195,13 @@ def test_once_somebody_else_has_the_descriptor_all_pages_are_asked_for(
     again = memory.allocate(HUGE)
     assert asked == [again]
     memory.decref(again)
+
+
+@pytest.mark.parametrize("mode", ["uncommitted", AllocationMode.UNCOMMITTED, AllocationMode.RESERVED, None])
+def test_no_way_to_say_a_mode_gives_pages_that_are_not_there(open_huge: Opener, mode: Any) -> None:
+    memory = open_huge()
+    memory.decref(memory.allocate(HUGE))
+    held = [memory.allocate(HUGE) for _ in range(POOL)]
+    with pytest.raises(memplat.OutOfMemory):
+        memory.allocate(HUGE, mode=mode)
+    give_all_back(memory, held)
