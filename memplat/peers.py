@@ -30,7 +30,18 @@ from memplat.linux import exporter, locks
 from memplat.ranges import align_down
 from memplat.watcher import Watcher
 from memplat.windows import Window
-from memplat.wire import ANSWER_SECONDS, CORE_DUMP, FORKED, LET_GO, MARK, UNKNOWN, WELCOME, WRITABLE, receive
+from memplat.wire import (
+    ANSWER_SECONDS,
+    CORE_DUMP,
+    FORKED,
+    LET_GO,
+    MARK,
+    UNKNOWN,
+    WELCOME,
+    WRITABLE,
+    check_may_wait,
+    receive,
+)
 
 export = exporter.export if _core.MODULE is None else _core.MODULE.export
 _TURNS: Final = 200
@@ -101,7 +112,12 @@ class Connection(HotConnection):
                     return None
                 if not self.watched:
                     _watcher.watch(self)
-                claimed = self._claim(slot, number)
+                try:
+                    claimed = self._claim(slot, number)
+                except (OSError, ValueError):
+                    if self._open:
+                        raise
+                    return None  # a view that died in another thread was the last, and has closed it meanwhile
                 if claimed:
                     return self._view(slot, number, start, end)
                 state = self.claims.states[slot] if self.claims.numbers[slot] == number else ENDED
@@ -126,13 +142,18 @@ class Connection(HotConnection):
         self.held[number] = slot
         return True
 
-    def _view(self, slot: int, number: int, start: int, end: int) -> memoryview:
-        """A view for a slot that is claimed. With the mutex held."""
+    def _view(self, slot: int, number: int, start: int, end: int) -> memoryview | None:
+        """A view for a slot that is claimed; ``None`` if this connection was closed meanwhile. With the mutex held."""
         window = self.window
         try:
             if window is None or end > window.end:
                 window = self._look_at(start, end)
-            window.users.add(number)
+            window.users.add(number)  # in this order, against that of _close(), which takes no lock
+            if not self._open:
+                self.let_go(slot, number, window)
+                if not window.users:
+                    window.close()
+                return None
             address = window.base + start - window.start
             release = partial(self.let_go, slot, number, window)
             return export(address, end - start, writable=self.writable, release=release)
@@ -207,7 +228,7 @@ class Connection(HotConnection):
         except IndexError:
             return
         window, self.window = self.window, None
-        if window is not None:
+        if window is not None and not window.users:  # else its last user does it
             window.close()
         _watcher.forget(self)
         self.claims.close()
@@ -293,6 +314,7 @@ def claim(address: bytes, key: bytes, slot: int, number: int, pages: tuple[int, 
 
 def _connect(address: bytes, key: bytes) -> Connection | None:
     """A connection to the memory's owner; ``None`` if one has to ask for each share instead."""
+    check_may_wait("attach pages of a memory that it knows nothing of yet")
     with contextlib.ExitStack() as undo:
         line = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         line.connect(address)

@@ -217,6 +217,7 @@ class Handle(HotHandle):
 
     def _redeem_token(self) -> tuple[bytes, int, int]:
         """The owner's message, the descriptor of the file, and the lease."""
+        wire.check_may_wait("attach pages")
         with contextlib.ExitStack() as undo:
             connection = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
             connection.connect(self._address)

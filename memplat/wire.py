@@ -6,8 +6,11 @@ import errno
 import os
 import socket
 import struct
+import threading
 from array import array
 from typing import Final
+
+from memplat.errors import ReentrantCallError
 
 #: What a peer says first: the memory's key, which also tells whether it may write.
 KEY_BYTES: Final = 16
@@ -22,6 +25,22 @@ CORE_DUMP: Final = 2
 ASK: Final = b"ask"
 UNKNOWN: Final = b"unknown"
 ANSWER_SECONDS: Final = 30.0
+
+
+#: The thread of this process that answers peers, once there is one: it can wait for no answer.
+answering: set[int] = set()
+
+
+def check_may_wait(what: str) -> None:
+    """To be asked before an owner is waited for.
+
+    :raises ReentrantCallError: in the thread that answers peers, which a finalizer has interrupted
+    """
+    if threading.get_ident() in answering:
+        raise ReentrantCallError(
+            f"a finalizer or callback has interrupted the thread that answers peers, and cannot {what} there, because "
+            "nobody would answer; let another thread do it"
+        )
 
 
 def receive(connection: socket.socket, room: int, count: int, flags: int = 0) -> tuple[bytes, list[int]]:

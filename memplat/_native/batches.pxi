@@ -40,6 +40,7 @@ cdef class _Parts:
 
 
 cdef char* _OFFSET = b"q"
+cdef _Parts _no_parts = _Parts()  # of a batch that somebody else makes
 
 
 cdef class Batch:
@@ -50,6 +51,9 @@ cdef class Batch:
     cdef _Parts _parts  # in bytes, and not changed any more
     cdef list _made
     cdef Py_ssize_t _length, _step
+
+    def __cinit__(self):
+        self._parts = _no_parts
 
     cdef void _settle(self, unsigned shift) noexcept:
         """The parts, which are in pages yet, will not change any more."""

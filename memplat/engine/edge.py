@@ -40,8 +40,11 @@ class Edge:
             range_ = self._range_of(range_)
         start, end = range_
         size = self._state.table.size
-        if (type(start) is not int and not is_int(start)) or (type(end) is not int and not is_int(end)):
-            refuse_range(range_, size, 1)
+        if type(start) is not int or type(end) is not int:
+            if not is_int(start) or not is_int(end):
+                refuse_range(range_, size, 1)
+            # Of a subclass: its own arithmetic might come to an address that is not ours.
+            range_ = start, end = FileRange(int.__index__(start), int.__index__(end))
         if not 0 <= start < end <= size:
             refuse_range(range_, size, 1)
         return range_  # type: ignore[no-any-return]  # as in _pages

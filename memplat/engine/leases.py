@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from memplat import _core
+from memplat import _core, wire
 from memplat.claims import LEASED
 from memplat.engine.arguments import check_timeout
 from memplat.engine.refusals import forked
@@ -176,6 +176,7 @@ class Share(HotShare):
         """See :meth:`memplat.sharing.Shared.wait`."""
         running_ = self._running()
         seconds = None if timeout is None else check_timeout(timeout, "timeout")
+        wire.check_may_wait("wait for the end of a share")
         with running_.lock:
             done = self._done = self._done or threading.Event()
         with running_.hurrying(self._shares()):

@@ -275,6 +275,7 @@ class MemoryFile(Measuring):
     def decommit(self, pages: FileRange | Block, *, release: bool = False) -> int:
         """See :meth:`Memory.decommit`."""
         state = self._state
+        release = check_truth(release, "release")
         with self._held(pages, "decommit", page_aligned=True) as held, state.gate:
             try:
                 before = flat.total(state.committed(*held))
@@ -374,7 +375,8 @@ class MemoryFile(Measuring):
             start, end = self._pages(pages)
             table.incref(start, end)
         try:
-            space.map_file(Address(addr), self, FileRange(start, end), chosen, check_truth(precommit, "precommit"))
+            where = Address(int.__index__(addr))  # of a subclass, too: no arithmetic of its own
+            space.map_file(where, self, FileRange(start, end), chosen, check_truth(precommit, "precommit"))
         except BaseException:
             self.decref(FileRange(start, end))
             raise

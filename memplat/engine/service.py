@@ -132,6 +132,7 @@ class Service(Looking):
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
+        wire.answering.add(threading.get_ident())
         while True:
             try:
                 left = self._time_left()
@@ -330,6 +331,7 @@ class Service(Looking):
     def abandon(self) -> None:
         """In a forked child: close what is the parent's, or a peer would wait for an answer from here."""
         self.is_parents = True
+        wire.answering.clear()
         self._door.close()
         for end, _ in self._sockets.values():
             end.close()

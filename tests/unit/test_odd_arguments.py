@@ -124,6 +124,7 @@ def test_an_array_is_neither_true_nor_false(memory: Memory) -> None:
         lambda: memory.share(pages, writable=ARRAY),
         lambda: memory.share(pages, trusted=ARRAY),
         lambda: memory.block(memory.page_size, huge=ARRAY),
+        lambda: memory.decommit(pages, release=ARRAY),
     ):
         with pytest.raises(memplat.InvalidArgumentError, match="neither true nor false"):
             call()
@@ -131,6 +132,27 @@ def test_an_array_is_neither_true_nor_false(memory: Memory) -> None:
     assert memory.view(pages, writable=truth)[0] == 0
     assert memory.usage().allocated == before
     assert memory.inspect(pages.start).refs == 1
+    memory.decref(pages)
+
+
+class _Liar(int):
+    """An integer whose arithmetic comes to something else."""
+
+    def __add__(self, other: int) -> int:
+        return 1 << 46
+
+    __radd__ = __sub__ = __rsub__ = __and__ = __rand__ = __add__
+
+
+def test_integers_with_an_arithmetic_of_their_own_are_taken_for_what_they_are(memory: Memory) -> None:
+    pages = memory.allocate(memory.page_size, fill=b"0123456789")
+    lying = memplat.FileRange(_Liar(pages.start + 2), _Liar(pages.start + 5))
+    for pin in (True, False):
+        with memory.view(lying, pin=pin) as view:
+            assert bytes(view) == b"234"
+    assert memory.read(lying) == b"234"
+    memory.write(lying, b"xyz")
+    assert memory.read(pages)[:6] == b"01xyz5"
     memory.decref(pages)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import itertools
 import threading
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from memplat.engine.pages import MAX_RANGES
 from memplat.hookspecs import hookimpl
 from memplat.memory import Memory
 from memplat.ranges import FileRange
+from tests.needs import needs
 from tests.oracle import PAGE, Observer, tasks
 from tests.unit.engine.helpers import MIB, check, committed, idle, is_zero, part, threads_ended, within, write_all
 
@@ -117,6 +119,16 @@ def test_ranges_are_joined_across_free_gaps_and_given_back_in_one_call(open_memo
     assert len(watcher.batches) == 1
     assert len(watcher.batches[0]) == 1, "one range, over the free pages between"
     assert memory.total_usage() == 0
+
+
+def test_a_batch_that_somebody_makes_is_empty() -> None:
+    try:
+        made = importlib.import_module("memplat._native.core").Batch()
+    except ImportError as error:
+        needs("compiler", str(error))
+    assert list(made) == []
+    assert len(made) == memoryview(made).nbytes == 0
+    assert made == []
 
 
 def test_scattered_waste_goes_to_the_hook_as_one_batch_that_spares_used_pages(open_memory: Opener) -> None:

@@ -313,6 +313,77 @@ def test_a_peer_that_can_start_no_thread_gives_the_file_back_with_each_last_view
     memory.decref(pages)
 
 
+class _Closing(Watcher):
+    """While a connection is about to be watched, a view that dies in another thread is its last, and closes it."""
+
+    def watch(self, connection: Any) -> None:
+        peers._watcher = Watcher()
+        connection.hang_up()
+
+
+@never_before
+def test_a_connection_that_is_closed_while_it_attaches_is_made_again(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = memory.allocate(PAGE, fill=b"hello")
+    handle = memory.share(pages)
+    monkeypatch.setattr(peers, "_watcher", _Closing())
+    with memplat.attach(handle) as view:
+        assert bytes(view[:5]) == b"hello"
+    del view
+    assert handle.wait(20)
+    memory.decref(pages)
+
+
+@never_before
+def test_a_connection_that_is_closed_at_the_last_moment_leaves_the_view_its_pages(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(*args: Any, **named: Any) -> memoryview:
+        for connection in [*peers._connections.values()]:
+            connection.gone = True
+            connection._close()  # it was found unused a moment ago
+        return real(*args, **named)
+
+    real = peers.export
+    monkeypatch.setattr(peers, "export", export)
+    pages = memory.allocate(PAGE, fill=b"hello")
+    maps = Path("/proc/self/maps").read_text().count("memfd:memplat ")
+    view = memplat.attach(memory.share(pages))
+    assert bytes(view[:5]) == b"hello"
+    del view
+    assert Path("/proc/self/maps").read_text().count("memfd:memplat ") == maps
+    peers._connections.clear()
+    memory.decref(pages)
+
+
+def test_the_thread_that_answers_peers_does_not_wait_for_itself(memory: Memory) -> None:
+    """A finalizer may run there, as anywhere."""
+    pages = memory.allocate(PAGE, fill=b"hello")
+    handle, refused = memory.share(pages), []
+    done = threading.Event()
+
+    def finalize() -> None:
+        for call in (lambda: memplat.attach(pickle.loads(pickle.dumps(handle))), handle.wait):
+            try:
+                call()
+            except memplat.ReentrantCallError as error:
+                refused.append(error)
+        done.set()
+
+    with memplat.open("memfd", max_size=64 << 20) as unknown:
+        theirs = unknown.allocate(PAGE)
+        handle = unknown.share(theirs)
+        running = service()
+        with running.lock:
+            running.at(0.0, finalize)
+        assert done.wait(20)
+        assert len(refused) == 2
+        assert handle.revoke()
+        unknown.decref(theirs)
+    memory.decref(pages)
+
+
 def test_the_window_grows_with_the_file_and_old_views_stay(memory: Memory) -> None:
     first = memory.allocate(PAGE, fill=b"first")
     before = memplat.attach(memory.share(first))
