@@ -14,7 +14,7 @@ from typing import Final
 
 import memplat
 from benchmarks.groups import GROUPS
-from benchmarks.harness import RUNS, BenchmarkError, Row, run_group
+from benchmarks.harness import RUNS, BenchmarkError, Row, run_group, times_more
 from benchmarks.report import (
     Report,
     describe_environment,
@@ -33,7 +33,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", metavar="W1,...", default=",".join(GROUPS), help="these groups: " + ", ".join(GROUPS))
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer runs: a look, not a figure")
     parser.add_argument("--core", choices=("python", "native"), help="measure this core, not the one that is chosen")
-    parser.add_argument("--runs", type=int, help="runs that are counted (default: 7, with --quick 5)")
+    parser.add_argument(
+        "--runs", type=int, help="runs that are counted (default: 7, with --quick 5; W8: five times as many)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all runs there")
     parser.add_argument(
         "--markdown", type=Path, nargs="?", const=Path(_PAGE), metavar="FILE", help=f"write the page (default: {_PAGE})"
@@ -57,7 +59,8 @@ def _tell(what: str) -> None:
 
 
 def _measure_group(name: str, size: str, runs: int) -> list[Row]:
-    return run_group(name, GROUPS[name], size, runs, _tell)
+    group = GROUPS[name]
+    return run_group(name, group, size, runs * times_more(group), _tell)
 
 
 def _measure(names: Sequence[str], size: str, runs: int) -> Report:

@@ -76,6 +76,12 @@ class Group(Protocol):
         """The cases at one of :data:`SIZES`, not yet set up."""
 
 
+def times_more(group: Group) -> int:
+    """How many times as many runs as others a group needs: its ``TIMES``, if it has one."""
+    found: int = getattr(group, "TIMES", 1)
+    return found
+
+
 @attrs.frozen
 class Row:
     """What was measured of one figure of one case."""

@@ -174,13 +174,15 @@ def attribute_owner(extents: array[int], table: PageTable, owner: int) -> Attrib
 
 
 def _one_by_one(extents: array[int], table: PageTable) -> list[tuple[int, int, Value, int]]:
-    if len(extents) == 2:
-        low, high = extents
-        _, end, value = table.segments.find(low // table.page_size)
-        if end * table.page_size >= high:
-            return [(low, high, value, high - low)]
-    pairs = zip(extents[0::2], extents[1::2], strict=True)
-    return [(start, end, value, end - start) for low, high in pairs for start, end, value in table.runs(low, high)]
+    find, page_size = table.segments.find, table.page_size
+    found: list[tuple[int, int, Value, int]] = []
+    for low, high in zip(extents[0::2], extents[1::2], strict=True):
+        _, end, value = find(low // page_size)
+        if end * page_size >= high:  # by far the most frequent case
+            found.append((low, high, value, high - low))
+        else:
+            found += [(start, end, value, end - start) for start, end, value in table.runs(low, high)]
+    return found
 
 
 def _by_few_runs(extents: array[int], total: int, table: PageTable) -> Iterator[tuple[int, int, Value, int]]:

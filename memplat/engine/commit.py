@@ -120,9 +120,10 @@ class Scanner(Turns):
                 return state.storage(), False
             with state.lock:
                 taken = self._take_known_locked()
-            self._known = self._less(*taken)
             storage = state.storage()
             told = storage.total - storage.overhead
+            if told <= self._known_total:  # else more is there than ever was known, and need not be taken apart
+                self._known = self._less(*taken)
             # Somebody may have got the descriptor meanwhile, and punched before the host was asked.
             return storage, self._known is not None and self._known_total == told and not state.peers
         finally:
@@ -284,6 +285,5 @@ class Scanner(Turns):
 
 
 def _extents_of(ranges: list[FileRange]) -> array[int]:
-    starts = array("q", sorted(start for start, _ in ranges))
-    ends = array("q", sorted(end for _, end in ranges))
-    return flat.from_starts_and_ends(starts, ends)
+    starts, ends = zip(*ranges, strict=True)
+    return flat.from_starts_and_ends(array("q", sorted(starts)), array("q", sorted(ends)))
