@@ -22,6 +22,7 @@ from memplat import claims, peers, wire
 from memplat.engine.service import service
 from memplat.linux import locks
 from memplat.memory import Memory
+from memplat.ranges import FileRange
 from memplat.sharing import TOKEN
 from memplat.watcher import Watcher
 from memplat.windows import Window
@@ -532,3 +533,26 @@ def test_what_a_peer_has_just_let_go_is_there_for_the_next_allocation(memory: Me
         again = memory.allocate(length, owner=7)
     assert refs(memory, again) == 1
     memory.decref(again)
+
+
+def test_shares_of_two_memories_are_attached_in_turn(memory: Memory) -> None:
+    """Which connection was used last is remembered."""
+    other = memplat.open("memfd", max_size=64 << 20, reclaim="manual")
+    both = [(owner, owner.allocate(PAGE)) for owner in (memory, other)]
+    for number in range(3):
+        for owner, pages in both:
+            owner.write(FileRange(pages.start, pages.start + 1), bytes([10 * number + (owner is other)]))
+            assert memplat.attach(owner.share(pages))[0] == 10 * number + (owner is other)
+    late = other.share(both[1][1])
+    other.decref(both[1][1])
+    other.close()
+    with pytest.raises(memplat.HandleExpiredError):
+        memplat.attach(late)
+    assert memplat.attach(memory.share(both[0][1]))[0] == 20
+    memory.decref(both[0][1])
+
+
+def test_attach_can_be_sent_by_name() -> None:
+    """As the function that a pool of workers calls: the other process may have another core."""
+    assert b"memplat.sharing" in pickle.dumps(memplat.attach)
+    assert pickle.loads(pickle.dumps(memplat.attach)) is memplat.attach
