@@ -6,8 +6,8 @@ import errno
 import os
 import socket
 import struct
-import threading
 from array import array
+from collections.abc import Callable
 from typing import Final
 
 from memplat.errors import ReentrantCallError
@@ -27,19 +27,19 @@ UNKNOWN: Final = b"unknown"
 ANSWER_SECONDS: Final = 30.0
 
 
-#: The thread of this process that answers peers, once there is one: it can wait for no answer.
-answering: set[int] = set()
+#: Whether this thread is the one that answers peers, or has a lock that that one may need: it can wait for no answer.
+hinders: list[Callable[[], bool]] = []
 
 
 def check_may_wait(what: str) -> None:
     """To be asked before an owner is waited for.
 
-    :raises ReentrantCallError: in the thread that answers peers, which a finalizer has interrupted
+    :raises ReentrantCallError: in a finalizer that has interrupted who answers peers, or may be waited for by him
     """
-    if threading.get_ident() in answering:
+    if any(hinder() for hinder in hinders):
         raise ReentrantCallError(
-            f"a finalizer or callback has interrupted the thread that answers peers, and cannot {what} there, because "
-            "nobody would answer; let another thread do it"
+            f"a finalizer, callback or signal handler has interrupted what answers peers, and cannot {what} there, "
+            "because nobody would answer; let another thread do it"
         )
 
 

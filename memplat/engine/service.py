@@ -33,7 +33,7 @@ from memplat.engine.door import Door, credentials
 from memplat.engine.leases import Owner, Share
 from memplat.engine.looking import Looking
 from memplat.engine.processes import Processes
-from memplat.engine.state import host_error
+from memplat.engine.state import holds_a_lock, host_error
 from memplat.errors import HandleExpiredError, HandleUsedError
 from memplat.sharing import ATTACHED, TOKEN, UNKNOWN, USED
 
@@ -57,6 +57,7 @@ class Service(Looking):
         """:raises OSError: if the host refuses"""
         super().__init__()
         self.is_parents = False
+        self._thread = 0
         self.memories: dict[bytes, tuple[weakref.ref[Owner], bool]] = {}
         #: Who a socket belongs to: a lease to its share, a guest to a memory, and a stranger to nobody yet.
         self._sockets: dict[int, tuple[socket.socket, Share | weakref.ref[Owner] | None]] = {}
@@ -73,6 +74,11 @@ class Service(Looking):
             except RuntimeError as error:
                 raise OSError(errno.EAGAIN, str(error)) from error
             undo.pop_all()
+
+    def is_hindered(self) -> bool:
+        """Whether this is the thread that answers, or has a lock that it may need."""
+        me = threading.get_ident()
+        return me == self._thread or self.lock._is_owned() or holds_a_lock()  # noqa: SLF001 -- as in state.py
 
     # -- called from any thread ---------------------------------------------------------------------------------------
 
@@ -132,7 +138,7 @@ class Service(Looking):
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        wire.answering.add(threading.get_ident())
+        self._thread = threading.get_ident()
         while True:
             try:
                 left = self._time_left()
@@ -331,7 +337,6 @@ class Service(Looking):
     def abandon(self) -> None:
         """In a forked child: close what is the parent's, or a peer would wait for an answer from here."""
         self.is_parents = True
-        wire.answering.clear()
         self._door.close()
         for end, _ in self._sockets.values():
             end.close()
@@ -372,6 +377,11 @@ def _after_fork_in_child() -> None:
         _current.pop().abandon()
 
 
+def _is_hindered() -> bool:
+    return any(serving.is_hindered() for serving in _current)
+
+
+wire.hinders.append(_is_hindered)
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 __all__ = ["Service", "running", "service"]

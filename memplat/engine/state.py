@@ -389,6 +389,11 @@ def host_error(error: OSError, what: str) -> HostError:
 _states: dict[int, weakref.ref[EngineState]] = {}
 
 
+def holds_a_lock() -> bool:
+    """Whether this thread is in the middle of a change of any memory."""
+    return any(state.is_interrupted() for state in [reference() for reference in [*_states.values()]] if state)
+
+
 def _after_fork_in_child() -> None:
     for reference in list(_states.values()):
         state = reference()

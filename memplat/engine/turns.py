@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from memplat.engine.accounting import Attribution
 from memplat.engine.figures import Figures, renewed
-from memplat.engine.hot import HotScanner
+from memplat.engine.hot import HotScanner, make_lock
 from memplat.engine.owners import Owners
 from memplat.engine.refusals import reentrant
 from memplat.engine.state import EngineState, host_error
@@ -43,7 +43,7 @@ class Turns(HotScanner, abc.ABC):
 
     def __init__(self, state: EngineState) -> None:
         self._state = state
-        self._lock = threading.Lock()
+        self._lock = make_lock()  # never taken twice: it knows its owner, as that of the memory
         self._turn = threading.Condition(self._lock)
         self._runner = 0  # the thread that scans, 0 if none does
         self._started = 0
@@ -144,11 +144,17 @@ class Turns(HotScanner, abc.ABC):
         """A scan that starts from now on, or is young enough: one that somebody else runs, or one's own."""
         me = threading.get_ident()
         shared: Usage | None = None
+        holds_up = False
+        if self._lock._is_owned():  # noqa: SLF001 -- it is there for this
+            raise reentrant()
         try:
             with self._lock:  # not the Condition: an exception from outside may strike within its __enter__
                 self._askers.add(me)
                 mine = self._started + 1
                 while self._runner and self._finished < mine:
+                    holds_up = self._state.is_decommitting()  # a hook, or who interrupted a decommit
+                    if holds_up:
+                        break
                     self._turn.wait(1.0)  # bounded: such an exception may also keep the runner from notifying
                     shared = self.last
                     if max_age and shared is not None and _is_recent(shared, max_age):
@@ -156,8 +162,10 @@ class Turns(HotScanner, abc.ABC):
                     shared = None
                 else:
                     shared = self.last if self._finished >= mine else None
-                if shared is None:
+                if shared is None and not holds_up:
                     self._runner = me
+            if holds_up:  # the scan that is on may wait for the gate, which this thread has
+                return self.usage(owner)
             if shared is None:
                 alone = None if owner is None else self._owners.worth_alone(owner, self._whole_ns)
                 if owner is not None and alone is not None:

@@ -385,6 +385,21 @@ def test_the_thread_that_answers_peers_does_not_wait_for_itself(memory: Memory) 
     memory.decref(pages)
 
 
+def test_who_may_be_waited_for_does_not_wait_for_an_answer(memory: Memory) -> None:
+    """A signal handler that has interrupted share(), or a call on any memory."""
+    pages = memory.allocate(PAGE, fill=b"hello")
+    state: Any = memory._state  # type: ignore[attr-defined]
+    with memplat.open("memfd", max_size=64 << 20) as unknown:
+        theirs = unknown.allocate(PAGE)
+        handle = unknown.share(theirs)
+        for lock in (service().lock, state.lock):
+            with lock, pytest.raises(memplat.ReentrantCallError, match="let another thread do it"):
+                memplat.attach(handle)
+        memplat.attach(handle).release()
+        unknown.decref(theirs)
+    memory.decref(pages)
+
+
 def test_the_window_grows_with_the_file_and_old_views_stay(memory: Memory) -> None:
     first = memory.allocate(PAGE, fill=b"first")
     before = memplat.attach(memory.share(first))
