@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final
-from weakref import WeakValueDictionary
+from weakref import ref
 
 from memplat.errors import ClosedError
 from memplat.memory import Memory
 from memplat.types import MemoryKind, Usage
 
-_memories: Final[WeakValueDictionary[int, Memory]] = WeakValueDictionary()
-_numbers: Final = itertools.count()
+#: By id, in the order in which they were opened. Not a WeakValueDictionary: to go through that while another thread
+#: opens or closes a memory is an error.
+_memories: Final[dict[int, ref[Memory]]] = {}
 
 
 def register(memory: Memory) -> None:
     """Add a memory that was opened."""
-    _memories[next(_numbers)] = memory
+    _memories[id(memory)] = ref(memory, partial(_dropped, id(memory)))
+
+
+def _dropped(number: int, reference: ref[Memory]) -> None:
+    if _memories.get(number) is reference:
+        _memories.pop(number, None)
 
 
 def forget(memory: Memory) -> None:
     """Take out a memory that is being closed."""
-    for number, other in list(_memories.items()):
-        if other is memory:
-            _memories.pop(number, None)
+    _memories.pop(id(memory), None)
 
 
 def memories() -> list[Memory]:
     """The open memories of this process, the oldest first. A forked child begins with none: they are its parent's."""
-    return [memory for _, memory in sorted(_memories.items())]
+    living = [reference() for reference in [*_memories.values()]]  # the list is made in one go
+    return [memory for memory in living if memory is not None]
 
 
 def accounting(*, max_age: float | None = None) -> Usage:

@@ -33,7 +33,7 @@ from memplat.engine.door import Door, credentials
 from memplat.engine.leases import Owner, Share
 from memplat.engine.looking import Looking
 from memplat.engine.processes import Processes
-from memplat.engine.state import holds_a_lock, host_error
+from memplat.engine.state import host_error, living
 from memplat.errors import HandleExpiredError, HandleUsedError
 from memplat.sharing import ATTACHED, TOKEN, UNKNOWN, USED
 
@@ -78,7 +78,8 @@ class Service(Looking):
     def is_hindered(self) -> bool:
         """Whether this is the thread that answers, or has a lock that it may need."""
         me = threading.get_ident()
-        return me == self._thread or self.lock._is_owned() or holds_a_lock()  # noqa: SLF001 -- as in state.py
+        owned = self.lock._is_owned()  # noqa: SLF001 -- as in state.py
+        return me == self._thread or owned or any(state.is_interrupted() for state in living())
 
     # -- called from any thread ---------------------------------------------------------------------------------------
 

@@ -208,7 +208,7 @@ class Shares(HotShares):
         slots, self.slots = self.slots, None
         if slots is not None:
             slots.close()
-        for guest in self.guests:
+        for guest in [*self.guests]:
             with contextlib.suppress(OSError):
                 guest.shutdown(socket.SHUT_RDWR)
         self._close_descriptors()

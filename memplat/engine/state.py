@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from memplat.memory import Memory
 
 log = logging.getLogger("memplat")
-
 _COUNTERS: Final = (
     "allocations",
     "frees",
@@ -219,10 +218,9 @@ class EngineState(HotState):
 
     def is_stuck(self) -> bool:
         """At the interpreter's end: whether another thread, which will never go on, is in the middle of a call."""
-        if self._in_flight or not self.lock.acquire(blocking=False):
-            return True
-        self.lock.release()
-        return False
+        if idle := not self._in_flight and self.lock.acquire(blocking=False):
+            self.lock.release()
+        return not idle
 
     @property
     def is_forked(self) -> bool:
@@ -389,16 +387,14 @@ def host_error(error: OSError, what: str) -> HostError:
 _states: dict[int, weakref.ref[EngineState]] = {}
 
 
-def holds_a_lock() -> bool:
-    """Whether this thread is in the middle of a change of any memory."""
-    return any(state.is_interrupted() for state in [reference() for reference in [*_states.values()]] if state)
+def living() -> list[EngineState]:
+    """Of all memories that are not finished."""
+    return [state for reference in [*_states.values()] if (state := reference()) is not None]
 
 
-def _after_fork_in_child() -> None:
-    for reference in list(_states.values()):
-        state = reference()
-        if state is not None:
-            state.after_fork_in_child()
+def _after_fork() -> None:
+    for state in living():
+        state.after_fork_in_child()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(after_in_child=_after_fork)

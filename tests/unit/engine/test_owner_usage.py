@@ -299,6 +299,30 @@ def test_a_memory_that_cannot_be_made_is_not_listed() -> None:
     assert memplat.memories() == before
 
 
+@pytest.mark.parametrize("call", [memplat.memories, memplat.accounting, "close"])
+def test_memories_may_come_while_they_are_listed(open_memory: Opener, call: Any) -> None:
+    """In another thread, or in what the garbage collector sets off: it runs as often as it can here."""
+    mine = [open_memory() for _ in range(3)]
+    came: list[Memory] = []
+
+    def come(phase: str, info: object) -> None:
+        if len(came) < 30:
+            gc.set_threshold(0)
+            came.append(open_memory())
+            gc.set_threshold(1)
+
+    before = gc.get_threshold()
+    gc.callbacks.append(come)
+    gc.set_threshold(1)
+    try:
+        (mine[0].close if call == "close" else call)()
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(come)
+    assert memplat.memories()[-len(came) :] == came
+    assert (mine[0] in memplat.memories()) == (call != "close")
+
+
 def test_a_forked_child_begins_with_no_memories(memory: Memory) -> None:
     assert memory in memplat.memories()
     read, write = os.pipe()
