@@ -93,10 +93,10 @@ class Reclaimer(HotReclaimer):
 
     def stop(self, *, join: bool) -> bool:
         """Have the thread end; whether there was one. It cannot be joined from itself."""
+        self._messages.put(_STOP)  # first: another thread may be about to start ours
         thread = self._thread
         if thread is None or not thread.is_alive():
             return False
-        self._messages.put(_STOP)
         if join and thread is not threading.current_thread() and not sys.is_finalizing():
             thread.join()
         return True

@@ -121,6 +121,16 @@ def test_ranges_are_joined_across_free_gaps_and_given_back_in_one_call(open_memo
     assert memory.total_usage() == 0
 
 
+def test_a_thread_that_another_one_starts_while_the_memory_closes_ends(open_memory: Opener) -> None:
+    """The thread that answers peers may drop a reference while the memory closes, and start it without the lock."""
+    memory: Any = open_memory(reclaim="background")
+    reclaimer = memory._reclaimer
+    memory.close()
+    reclaimer.ensure_thread()
+    reclaimer._thread.join(20)
+    assert not reclaimer._thread.is_alive()
+
+
 def test_a_batch_that_somebody_makes_is_empty() -> None:
     try:
         made = importlib.import_module("memplat._native.core").Batch()
