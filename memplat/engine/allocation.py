@@ -255,13 +255,21 @@ class Allocator:
     # -- making pages ready -------------------------------------------------------------------------------------------
 
     def _prepare(self, request: AllocationRequest, taken: FileRange, unknown: bool) -> None:
+        counters = self._state.counters
         while True:
+            reclaimed = counters["reclaimed_bytes"]
             try:
                 self._keep_promise(request.mode, taken, unknown)
                 return
             except OSError as error:
-                if not (self._reclaimer.make_room() or self._ask(request)):
+                self._state.collect()
+                # What another thread has given back since then is no waste any more, and enough perhaps.
+                if counters["reclaimed_bytes"] == reclaimed and not self._find_backing(request):
                     raise self.out_of_memory(request, error) from error
+
+    def _find_backing(self, request: AllocationRequest) -> bool:
+        """Have the host get something back: waste, what is kept, what the user can do without. Whether it has."""
+        return self._reclaimer.make_room() or self._reclaimer.give_up_kept() or self._ask(request)
 
     def _keep_promise(self, mode: AllocationMode, taken: FileRange, unknown: bool) -> None:
         """Make the pages zero, and as reserved or committed as *mode* says.

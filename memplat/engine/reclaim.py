@@ -200,8 +200,12 @@ class Reclaimer(HotReclaimer):
             self._tell(nbytes, time.perf_counter() - started)
         return nbytes, count
 
-    def _give_back(self, take: Callable[[pages.PageTable], Sequence[FileRange]]) -> tuple[int, int]:
-        """Release what *take* takes under the lock; the bytes of waste in it, and in how many ranges."""
+    def _give_back(
+        self, take: Callable[[pages.PageTable], Sequence[FileRange]], *, all_of_it: bool = False
+    ) -> tuple[int, int]:
+        """Release what *take* takes under the lock; the bytes of waste in it, and in how many ranges. *all_of_it*:
+        nothing is kept committed.
+        """
         state = self._state
         with state.gate:
             try:
@@ -215,7 +219,7 @@ class Reclaimer(HotReclaimer):
                         return 0, 0
                     state.enter_locked()
                 try:
-                    self._release(ranges)
+                    self._release(ranges, all_of_it=all_of_it)
                 finally:
                     state.leave()
             except BaseException:
@@ -244,10 +248,10 @@ class Reclaimer(HotReclaimer):
         except Exception:  # whoever watches must not keep the pages from being free
             log.exception("memplat: memplat_reclaimed failed")
 
-    def _release(self, ranges: Sequence[FileRange]) -> None:
+    def _release(self, ranges: Sequence[FileRange], *, all_of_it: bool) -> None:
         """Make releasing pages free, by whatever way is left. They go on releasing if this raises."""
         state = self._state
-        give, keep = self._divide(ranges)
+        give, keep = (ranges, ()) if all_of_it else self._divide(ranges)
         reserved: list[FileRange] = []
         if state.stays_reserved:
             with state.lock:
@@ -346,6 +350,18 @@ class Reclaimer(HotReclaimer):
             while state.table.releasing >= releasing > 0 and state.is_usable_locked():
                 state.changed.wait(1.0)  # bounded, as in wait()
             return state.table.releasing < releasing
+
+    def give_up_kept(self) -> bool:
+        """For an allocation that the host refuses: free pages that stay committed go back. Whether there were any."""
+        try:
+            return self._give_back(_take_kept, all_of_it=True)[1] > 0
+        except (OSError, MemplatError):
+            log.exception("memplat: pages that were kept could not be given back")  # as above
+            return False
+
+
+def _take_kept(table: pages.PageTable) -> Sequence[FileRange]:
+    return table.take_free(flat.ranges(table.flagged(pages.KEPT))) if table.has_flags else ()
 
 
 def _used_by_others() -> float:

@@ -566,6 +566,38 @@ def test_a_reservation_that_fails_is_out_of_memory_and_costs_nothing(
     assert committed(faulty) == {"anonymous": 9 * PAGE}
 
 
+def test_a_reservation_that_failed_is_tried_again_if_another_thread_has_given_something_back_meanwhile(
+    faulty: Memory, faults: Faults
+) -> None:
+    waste = faulty.allocate(2 * MIB, fill=b"x" * (2 * MIB))
+    refused: list[Any] = []
+
+    def refuse_once(file: Any, ranges: Any) -> None:
+        if not refused:
+            refused.append(ranges)
+            faulty.decref(waste)
+            thread = threading.Thread(target=faulty.reclaim)
+            thread.start()
+            thread.join()
+            raise host_error(errno.ENOMEM)
+
+    faults.before["reserve"] = refuse_once
+    pages = faulty.allocate(8 * PAGE, mode="reserved")
+    assert refused
+    faulty.decref(pages)
+
+
+def test_what_can_never_be_reserved_is_refused_whatever_is_kept(open_memory: Opener) -> None:
+    faults = Faults()
+    memory = open_memory(extensions=[faults], keep=8 * MIB)
+    memory.decref(memory.allocate(MIB, fill=b"x" * MIB))
+    memory.reclaim()
+    faults.before["reserve"] = raising(host_error(errno.ENOMEM))
+    with pytest.raises(memplat.OutOfMemory):
+        memory.allocate(8 * PAGE, mode="reserved")
+    assert memory.update_usage().total <= 8 * PAGE, "what is kept was given back first"
+
+
 def test_a_reservation_that_was_half_done_before_it_failed_is_not_forgotten(faulty: Memory, faults: Faults) -> None:
     """The contract says that nothing stays reserved; a plugin that breaks it must not make figures wrong."""
 

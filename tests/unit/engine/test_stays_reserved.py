@@ -205,3 +205,19 @@ def test_no_way_to_say_a_mode_gives_pages_that_are_not_there(open_huge: Opener, 
     with pytest.raises(memplat.OutOfMemory):
         memory.allocate(HUGE, mode=mode)
     give_all_back(memory, held)
+
+
+def test_what_is_kept_is_given_back_before_an_allocation_is_refused(open_huge: Opener) -> None:
+    memory = open_huge(keep=POOL * HUGE)
+    pieces = [memory.allocate(HUGE) for _ in range(POOL)]
+    fill(memory, pieces[0])
+    for pages in pieces[::2]:
+        memory.decref(pages)
+    memory.reclaim()
+    assert memory.update_usage().reserved + memory.update_usage().total == POOL * HUGE, "the pool is used up"
+    both = memory.allocate(2 * HUGE)  # neither of those that are kept is long enough
+    assert both.start > pieces[-1].start
+    fill(memory, both)
+    with pytest.raises(memplat.OutOfMemory):
+        memory.allocate(HUGE)
+    give_all_back(memory, [*pieces[1::2], both])
