@@ -22,7 +22,7 @@ setup(
         Extension(
             "memplat._native.batching",
             sources=["memplat/_native/batching.pyx"],
-            depends=["memplat/_native/present.h"],
+            depends=[f"memplat/_native/{name}.h" for name in ("present", "together", "probe")],
             extra_compile_args=_ARGS,
             optional=True,
         ),

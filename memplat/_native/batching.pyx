@@ -2,7 +2,7 @@
 # cython: freethreading_compatible=True, binding=False, embedsignature=False, nonecheck=False, auto_pickle=False
 """System calls in batches, without the GIL: punching, populating, zeroing.
 
-What each does, and the man pages, stand with its twin in Python: :func:`memplat.linux.files.punch_batch`,
+What each does, and the man pages, stand with its twin in Python: :func:`memplat.linux.punching.punch_batch`,
 :func:`memplat.linux.memory.populate_write`, :func:`memplat.linux.memory.zero_present`. Nothing is raised here but by
 signal handlers, which run between steps; the host's errors are returned, and worded in Python.
 """
@@ -48,6 +48,15 @@ cdef extern from *:
     const int POPULATE_WRITE, REMOVE_PAGES, THIS_PROCESS, PUNCH
     const long SYS_process_madvise, SYS_pidfd_open
 
+cdef extern from "together.h":
+    ctypedef struct Pair "memplat_pair":
+        int64_t start, end
+    ctypedef struct Together "memplat_together":
+        int is_open
+    void memplat_unmap_together(Together* state, char* base, const Pair* items, size_t count) nogil
+    void memplat_map_again(Together* state, char* base) nogil
+    void memplat_end_together(Together* state) nogil
+
 cdef extern from "present.h":
     bint memplat_all_present(char* address, size_t length, long owner) nogil
 
@@ -64,10 +73,6 @@ cdef enum:
     SMALL = 64 << 10
 
 cdef Array _offsets = _array("q")
-
-
-cdef struct Pair:
-    int64_t start, end
 
 
 cdef class _Ranges:
@@ -146,7 +151,9 @@ cdef size_t _whole(Pair* items, size_t count, long nbytes) noexcept nogil:
     return index
 
 
-cdef int _punch_some(int fd, char* base, bint* by_vector, _Ranges ranges, size_t* done) noexcept nogil:
+cdef int _punch_some(
+    int fd, char* base, bint* by_vector, Together* together, _Ranges ranges, size_t* done
+) noexcept nogil:
     """Punch up to a vector's worth of ranges from *done* on. 0, or the error of the range that *done* stands at then;
     EINTR after an interruption by a signal.
     """
@@ -157,8 +164,13 @@ cdef int _punch_some(int fd, char* base, bint* by_vector, _Ranges ranges, size_t
     cdef int code
     if by_vector[0]:
         batch = _fill_vector(vector, base, items, count)
+        if together != NULL:
+            memplat_unmap_together(together, base, items, batch)
         advised = _advise_removal(vector, batch) if batch else 0
-        if advised < 0 and errno == EINTR:
+        code = errno
+        if together != NULL:
+            memplat_map_again(together, base)
+        if advised < 0 and code == EINTR:
             return EINTR
         finished = _whole(items, batch, advised) if advised > 0 else 0
         done[0] += finished
@@ -177,11 +189,21 @@ cdef int _punch_some(int fd, char* base, bint* by_vector, _Ranges ranges, size_t
     return 0
 
 
-def punch(int fd, address, ranges):
+def punch(int fd, address, ranges, bint is_shmem=False):
     """Punch all *ranges*, in order. How many are done, and the error of the next one: 0 if there is none.
 
     :param ranges: pairs of offsets, or a buffer of them (``"q"``)
+    :param is_shmem: take those that lie close together out of the page tables at one go
     """
+    cdef Together together
+    memset(&together, 0, sizeof(Together))
+    try:
+        return _punch(fd, address, ranges, &together if is_shmem else NULL)
+    finally:
+        memplat_end_together(&together)
+
+
+cdef tuple _punch(int fd, object address, object ranges, Together* together):
     cdef _Ranges pairs = _Ranges(ranges)
     cdef char* base = <char*><uintptr_t>(0 if address is None else address)
     cdef bint by_vector = address is not None and pairs.count > 1
@@ -192,10 +214,10 @@ def punch(int fd, address, ranges):
         nbytes += pairs.items[index].end - pairs.items[index].start
     while done < pairs.count:
         if pairs.count <= FEW and nbytes <= LITTLE:
-            code = _punch_some(fd, base, &by_vector, pairs, &done)
+            code = _punch_some(fd, base, &by_vector, together, pairs, &done)
         else:
             with nogil:
-                code = _punch_some(fd, base, &by_vector, pairs, &done)
+                code = _punch_some(fd, base, &by_vector, together, pairs, &done)
             PyErr_CheckSignals()
         if code == EINTR:
             PyErr_CheckSignals()

@@ -19,6 +19,7 @@ from memplat.linux import extents as flat
 from memplat.linux import files, shmem
 from memplat.linux.fiemap import fiemap_extents
 from memplat.linux.headroom import require_headroom
+from memplat.linux.punching import punch_batch
 from memplat.ranges import MIB, FileRange
 from memplat.types import Availability, BackingFile, Extents, Storage
 
@@ -88,7 +89,7 @@ def memplat_reserve(file: BackingFile, ranges: Sequence[FileRange]) -> bool:
                 reached = max(reached, end)
                 files.fallocate(file.fd, 0, start, end - start)
     except BaseException:  # also when a signal's handler raised
-        files.punch_batch(file.fd, file.address, flat.ranges(flat.intersect(gaps, 0, reached)))
+        punch_batch(file.fd, file.address, flat.ranges(flat.intersect(gaps, 0, reached)))
         raise
     return True
 
@@ -130,7 +131,7 @@ def memplat_decommit(file: BackingFile, ranges: Sequence[FileRange]) -> bool:
 
     :raises OSError: of the first range that failed; those before it are punched
     """
-    files.punch_batch(file.fd, file.address, ranges)
+    punch_batch(file.fd, file.address, ranges, is_shmem=_is_shmem(file))
     return True
 
 

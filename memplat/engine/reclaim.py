@@ -39,9 +39,9 @@ _NOW: Final = "now"  # there is a whole batch of it
 _HURRY: Final = "hurry"  # somebody waits
 _STOP: Final = "stop"
 
-#: Each range of a batch interrupts all processors that run a thread of this process: the kernel makes them forget where
+#: Giving ranges back interrupts all processors that run a thread of this process: the kernel makes them forget where
 #: the pages were. After many ranges that disturbed others, they are left alone for so many times as long; and pages
-#: that are freed meanwhile may turn many ranges into one.
+#: that are freed meanwhile may turn many ranges into one. Waiting for the interpreter disturbs nobody.
 _PEACE: Final = 3
 
 _NEVER: Final = 1 << 63
@@ -126,10 +126,10 @@ class Reclaimer(HotReclaimer):
         while True:
             with self._state.lock:
                 self.wake_at = self._first_wake
-            started, disturbed = time.monotonic(), _used_by_others()
+            used, others = time.thread_time(), _used_by_others()
             nbytes, nranges = self.reclaim_batch(BATCH_BYTES)
             if nranges >= pages.MAX_RANGES and not self._hurried:
-                disturbed = min(_used_by_others() - disturbed, time.monotonic() - started)
+                disturbed = min(time.thread_time() - used, _used_by_others() - others)
                 if not self._rest(_PEACE * disturbed, (_HURRY,)):
                     return False
             elif nbytes < BATCH_BYTES and nranges < pages.MAX_RANGES:

@@ -9,12 +9,12 @@ import fcntl
 import os
 import platform
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from memplat import _core
 from memplat.linux import _libc
-from memplat.ranges import GIB, KIB, MIB, FileRange
+from memplat.ranges import KIB, MIB, FileRange
 
 # <linux/falloc.h>
 FALLOC_FL_KEEP_SIZE: Final = 0x01
@@ -40,13 +40,7 @@ F_SEAL_EXEC: Final = 0x0020
 
 # System calls that C libraries have no wrapper for; since Linux 5.0 the numbers are the same on all architectures but
 # alpha.
-_SYS_PROCESS_MADVISE: Final = 440
 _SYS_CACHESTAT: Final = 451
-_MADV_REMOVE: Final = 9
-_PIDFD_SELF: Final = -10000
-_IOV_MAX: Final = 1024
-#: import_iovec() in the kernel cuts a vector off at 2 GiB less a page, wherever that is within a huge page.
-_VECTOR_BYTES: Final = GIB
 
 #: A punch of so much takes about 40 us: less than it may cost to get the GIL back, and no harm to those who wait for
 #: it.
@@ -69,12 +63,6 @@ _fallocate_held = _libc.function(_libc.HELD, "fallocate", ctypes.c_int, _falloca
 _lseek_released = _libc.function(_libc.RELEASED, "lseek", _libc.LONG, None)
 _lseek_held = _libc.function(_libc.HELD, "lseek", _libc.LONG, None)
 _OFFSET: Final = _libc.LONG
-_process_madvise = _libc.function(
-    _libc.RELEASED,
-    "syscall",
-    _libc.LONG,
-    (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long, ctypes.c_ulong),
-)
 #: Where st_blocks stands in struct stat, in words, on those that are known; C libraries of today export fstat.
 _ST_BLOCKS: Final = 8
 _Status: Final = ctypes.c_uint64 * 32
@@ -116,92 +104,6 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
     while call(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length):
         if _libc.last_errno() != errno.EINTR:
             raise _libc.error(f"fallocate(PUNCH_HOLE) of {FileRange(offset, offset + length)}")
-
-
-def punch_batch(fd: int, address: int | None, ranges: Sequence[FileRange]) -> None:
-    """Give the storage of many parts of a file back, with as few hand-overs of the GIL as possible, in order.
-
-    With *address*, where offset 0 stands in a writable shared mapping of the same file: process_madvise(2) of this
-    process with MADV_REMOVE (from Linux 6.13 on), 1024 ranges a call. Wherever that stops, for whatever reason,
-    fallocate(2) decides about that range. Without *address*, or where the kernel cannot, fallocate(2) for each.
-
-    :param ranges: with the compiled core also a buffer of pairs of offsets
-    :raises OSError: as :func:`fallocate`, of the first range that failed; all ranges before it are punched, none after
-        it
-    """
-    if _core.BATCHING is not None:
-        done, code = _core.BATCHING.punch(fd, address, ranges)
-        if code:
-            raise _libc.error_of(f"fallocate(PUNCH_HOLE) of {FileRange(*ranges[done])}", code)
-        return
-    done = 0
-    if address is not None and len(ranges) > 1:
-        done = _remove_vectors(fd, address, ranges)
-    for start, end in ranges[done:]:
-        punch_hole(fd, start, end - start)
-
-
-def _remove_vectors(fd: int, address: int, ranges: Sequence[FileRange]) -> int:
-    """Punch ranges from the first on with process_madvise; how many are done when the kernel turned out not to be
-    able.
-    """
-    done = 0
-    while done < len(ranges):
-        batch = _next_vector(ranges, done)
-        advised = advise_removal(address, batch) if batch else 0
-        if advised < 0 and _libc.last_errno() == errno.EINTR:
-            continue
-        finished = _whole_ranges(batch, advised)
-        done += finished
-        if batch and finished == len(batch):
-            continue
-        punch_hole(fd, ranges[done].start, ranges[done].length)  # raises what is wrong with this very range
-        done += 1
-        if advised < 0:
-            break
-    return done
-
-
-def _next_vector(ranges: Sequence[FileRange], first: int) -> Sequence[FileRange]:
-    """The ranges that go into one call; none if the first one alone is too long for it."""
-    batch = ranges[first : first + _IOV_MAX]
-    nbytes = 0
-    for index, (start, end) in enumerate(batch):
-        nbytes += end - start
-        if nbytes > _VECTOR_BYTES:
-            return batch[:index]
-    return batch
-
-
-def _whole_ranges(batch: Sequence[FileRange], nbytes: int) -> int:
-    """How many ranges *nbytes* of progress cover whole: a range that is done in part only has to be done again."""
-    for index, (start, end) in enumerate(batch):
-        nbytes -= end - start
-        if nbytes < 0:
-            return index
-    return len(batch)
-
-
-def advise_removal(address: int, batch: Sequence[FileRange]) -> int:
-    """Give the storage of many mapped parts back: 1024 at most in *batch*; the bytes done, -1 on error.
-
-    process_madvise(2): "On success, process_madvise() returns the number of bytes advised. This return value may be
-    less than the total number of requested bytes, if an error occurred after some iovec elements were already
-    processed".
-    """
-    vector = array("Q", [word for start, end in batch for word in (address + start, end - start)])
-    where, _ = vector.buffer_info()
-    advised = int(_process_madvise(_SYS_PROCESS_MADVISE, _PIDFD_SELF, where, len(batch), _MADV_REMOVE, 0))
-    if advised < 0 and _libc.last_errno() == errno.EBADF:  # before Linux 6.15 there is no PIDFD_SELF
-        try:
-            pidfd = os.pidfd_open(os.getpid())
-        except OSError:
-            return -1
-        try:
-            advised = int(_process_madvise(_SYS_PROCESS_MADVISE, pidfd, where, len(batch), _MADV_REMOVE, 0))
-        finally:
-            os.close(pidfd)
-    return advised
 
 
 # ---- what a file holds -----------------------------------------------------------------------------------------------

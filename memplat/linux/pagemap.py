@@ -13,7 +13,7 @@ from memplat.linux import _libc
 from memplat.linux.extents import empty, moved_pairs
 from memplat.linux.files import storage_held
 
-_PAGEMAP: Final = "/proc/self/pagemap"
+_PAGEMAP: Final = b"/proc/self/pagemap"
 
 # <linux/fs.h>
 _PAGEMAP_SCAN: Final = 0xC0606610
@@ -34,7 +34,7 @@ def pagemap_scan(address: int, start: int, end: int) -> array[int] | None:
     return None if found is None else found[0]
 
 
-def pagemap_sum(address: int, start: int, end: int) -> tuple[array[int], int] | None:
+def pagemap_sum(address: int, start: int, end: int, *, held: bool = False) -> tuple[array[int], int] | None:
     """The pages of ``[start, end)`` that this process's mapping has in its page tables, as extents of file offsets, and
     their bytes.
 
@@ -42,17 +42,17 @@ def pagemap_sum(address: int, start: int, end: int) -> tuple[array[int], int] | 
     entries". It knows nothing of pages that only somebody else touched, and of shmem pages that are swapped out.
 
     :param address: where file offset 0 stands in this process
+    :param held: keep the GIL
     :return: ``None`` where the kernel or the sandbox does not allow it
     :raises OSError: EFAULT and the like, for a mapping that is none
     """
-    try:
-        fd = os.open(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)  # of this mm: not to be kept over a fork
-    except OSError:
+    fd = _open_pagemap()
+    if fd < 0:
         return None
     try:
-        return _scan(fd, address, start, end, held=False)
+        return _scan(fd, address, start, end, held=held)
     finally:
-        os.close(fd)
+        _libc.close_held(fd)
 
 
 def pagemap_proof(fd: int, address: int, size: int) -> tuple[array[int], int] | None:
@@ -62,7 +62,7 @@ def pagemap_proof(fd: int, address: int, size: int) -> tuple[array[int], int] | 
 
     :return: ``None``, too, where that is not so
     """
-    pagemap = _libc.open_held(_PAGEMAP.encode(), os.O_RDONLY | os.O_CLOEXEC)
+    pagemap = _open_pagemap()
     if pagemap < 0:
         return None
     try:
@@ -71,6 +71,11 @@ def pagemap_proof(fd: int, address: int, size: int) -> tuple[array[int], int] | 
         return found if found is not None and found[1] == storage == storage_held(fd) else None
     finally:
         _libc.close_held(pagemap)
+
+
+def _open_pagemap() -> int:
+    """A descriptor, of this mm: not to be kept over a fork. -1 where there is none."""
+    return int(_libc.open_held(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def _scan(fd: int, address: int, start: int, end: int, *, held: bool) -> tuple[array[int], int] | None:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from memplat.linux import files, memory, pagemap, userfaultfd
+from memplat.linux import files, memory, pagemap, punching, userfaultfd
 from memplat.linux.system import PAGE_SIZE
 from memplat.ranges import HUGE_PAGE_SIZE, FileRange
 
@@ -83,7 +83,7 @@ def process_madvise() -> Trial:
         with _mapped_memfd(2 * PAGE_SIZE) as (fd, address):
             memory.copy_to(address, b"x")
             batch = [FileRange(0, PAGE_SIZE), FileRange(PAGE_SIZE, 2 * PAGE_SIZE)]
-            return files.advise_removal(address, batch) == 2 * PAGE_SIZE and os.fstat(fd).st_blocks == 0
+            return punching.advise_removal(address, batch) == 2 * PAGE_SIZE and os.fstat(fd).st_blocks == 0
 
     return _tried(attempt)
 

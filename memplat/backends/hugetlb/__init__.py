@@ -26,7 +26,7 @@ import attrs
 from memplat.backends.hugetlb.pool import Pool, find_pool
 from memplat.hookspecs import hookimpl
 from memplat.linux import extents as flat
-from memplat.linux import files, memory, names, userfaultfd
+from memplat.linux import files, memory, names, punching, userfaultfd
 from memplat.linux.pagemap import pagemap_sum
 from memplat.ranges import FileRange, format_size, parse_size
 from memplat.types import AllocationMode, Availability, BackendInfo, BackingFile, Capability, Extents, Storage
@@ -207,7 +207,7 @@ def memplat_decommit(file: BackingFile, ranges: Sequence[FileRange]) -> bool:
         given_back = _union(ranges)
         _use(file, flat.intersection(given_back, state.reserved))
         try:
-            files.punch_batch(file.fd, file.address, ranges)
+            punching.punch_batch(file.fd, file.address, ranges)
         finally:
             state.changes += 1
         state.reserved = flat.subtract(state.reserved, given_back)

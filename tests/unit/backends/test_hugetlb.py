@@ -345,7 +345,7 @@ def test_a_failed_decommit_is_an_error(file, monkeypatch):
         raise PermissionError(errno.EPERM, "no")
 
     file.reserve(file.pages(0, 1))
-    monkeypatch.setattr("memplat.backends.hugetlb.files.punch_batch", refuse)
+    monkeypatch.setattr("memplat.backends.hugetlb.punching.punch_batch", refuse)
     with pytest.raises(PermissionError):
         file.decommit(file.pages(0, 1))
     assert in_mib(storage(file)) == (2, 0, 0)

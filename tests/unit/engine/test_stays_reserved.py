@@ -9,7 +9,7 @@ import pytest
 
 import memplat
 from memplat.backends import hugetlb
-from memplat.linux import files
+from memplat.linux import punching
 from memplat.memory import Memory
 from memplat.ranges import FileRange
 from memplat.types import AllocationMode
@@ -151,13 +151,13 @@ def by_half_a_decommit(memory: Memory, pages: FileRange) -> None:
 
 
 def cut_off_after(patch: pytest.MonkeyPatch) -> None:
-    punch = files.punch_batch
+    punch = punching.punch_batch
 
     def punch_and_stop(*arguments: Any) -> NoReturn:
         punch(*arguments)
         raise KeyboardInterrupt
 
-    patch.setattr(files, "punch_batch", punch_and_stop)
+    patch.setattr(punching, "punch_batch", punch_and_stop)
 
 
 @pytest.mark.parametrize("give_back", [by_the_reclaimer, by_decommit, by_half_a_reclaim, by_half_a_decommit])

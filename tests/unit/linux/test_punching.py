@@ -14,13 +14,18 @@ import signal
 import threading
 from array import array
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from memplat import _core
-from memplat.linux import files, memory
+from memplat.linux import extents as flat
+from memplat.linux import files, memory, punching
+from memplat.linux.pagemap import pagemap_scan
 from memplat.ranges import FileRange
 from tests.hostparts import MIB, hugetlb_pool
 from tests.needs import needs
@@ -74,14 +79,17 @@ def file() -> Iterator[Mapped]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every test with both implementations; a kernel that is faked is faked for the one in Python."""
     faked = "monkeypatch" in metafunc.fixturenames
-    metafunc.parametrize("core", ["python"] if faked else ["python", "native"], indirect=True)
+    ways = ["python", "python, together"] if faked else ["python", "python, together", "native", "native, together"]
+    metafunc.parametrize("core", ways, indirect=True)
 
 
 @pytest.fixture(autouse=True)
-def core(request: pytest.FixtureRequest) -> Iterator[None]:
+def core(request: pytest.FixtureRequest) -> Iterator[str]:
+    core, _, together = request.param.partition(", ")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_core, "BATCHING", native_batching() if request.param == "native" else None)
-        yield
+        patch.setattr(_core, "BATCHING", native_batching() if core == "native" else None)
+        patch.setattr(punching, "punch_batch", partial(punching.punch_batch, is_shmem=bool(together)))
+        yield request.param
 
 
 def native_batching() -> Any:
@@ -105,27 +113,102 @@ def scattered(count: int, step: int = 2) -> list[FileRange]:
 def test_exactly_the_given_pages_are_given_back(file, count, with_address):
     file.fill()
     ranges = scattered(count)
-    files.punch_batch(file.fd, file.address if with_address else None, ranges)
+    punching.punch_batch(file.fd, file.address if with_address else None, ranges)
     assert file.zeroed() == pages_of(ranges)
     assert file.storage() == SIZE - count * PAGE
+
+
+def in_page_tables(file: Mapped) -> set[int]:
+    found = pagemap_scan(file.address, 0, file.size)
+    if found is None:
+        needs("pagemap_scan", "no PAGEMAP_SCAN")
+    return pages_of(flat.ranges(found))
+
+
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(
+    here=st.sets(st.integers(0, 255)),
+    elsewhere=st.sets(st.integers(0, 255)),
+    punched=st.lists(st.tuples(st.integers(0, 250), st.integers(1, 5)), max_size=100),
+    is_sorted=st.booleans(),
+)
+def test_all_other_pages_stay_as_they_were_mapped_or_not(here, elsewhere, punched, is_sorted):
+    with opened(files.memfd("test"), MIB) as file:
+        for number in here:
+            memory.copy_to(file.address + number * PAGE, b"here")
+        for number in elsewhere:
+            os.pwrite(file.fd, b"away", number * PAGE)
+        before = in_page_tables(file)
+        taken: set[int] = set()
+        ranges = []
+        for number, count in sorted(punched) if is_sorted else punched:
+            if taken.isdisjoint(range(number, number + count)):
+                taken |= set(range(number, number + count))
+                ranges.append(FileRange(number * PAGE, (number + count) * PAGE))
+        punching.punch_batch(file.fd, file.address, ranges)
+        # A fault may map more of what is there than the page that was asked for (fault-around).
+        assert before - taken <= in_page_tables(file) <= (here | elsewhere) - taken
+        assert file.storage() == len((here | elsewhere) - taken) * PAGE
+        assert file.zeroed() == set(range(256)) - ((here | elsewhere) - taken)
+
+
+def test_pages_between_can_be_written_to_all_the_time(file):
+    file.fill()
+    ranges = scattered(SIZE // PAGE // 2)
+    stop, rounds = threading.Event(), [0]
+
+    def write() -> None:
+        while not stop.is_set():
+            for offset in range(PAGE, SIZE, 32 * PAGE):
+                memory.copy_to(file.address + offset, b"%08x" % (rounds[0] + offset))
+                assert memory.copy_from(file.address + offset, 8) == b"%08x" % (rounds[0] + offset)
+            rounds[0] += 1
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        while rounds[0] < 20:
+            punching.punch_batch(file.fd, file.address, ranges)
+            for start, _ in ranges:
+                memory.copy_to(file.address + start, b"x")
+    finally:
+        stop.set()
+        thread.join()
+    punching.punch_batch(file.fd, file.address, ranges)
+    assert file.zeroed() == pages_of(ranges)
+    assert memory.copy_from(file.address + PAGE, 8) == b"%08x" % (rounds[0] - 1 + PAGE)
+    assert file.storage() == SIZE // 2
+
+
+def test_close_ranges_leave_the_page_tables_at_one_go(file, core, monkeypatch):
+    file.fill()
+    advised: list[int] = []
+    real = memory.madvise
+    monkeypatch.setattr(memory, "madvise", lambda *which: (advised.append(which[2]), real(*which))[1])
+    punching.punch_batch(file.fd, file.address, scattered(1000))
+    assert advised == ([memory.MADV_DONTNEED] if "together" in core else [])
+    advised.clear()
+    punching.punch_batch(file.fd, file.address, [FileRange(at, at + PAGE) for at in range(0, SIZE, 16 * PAGE)])
+    punching.punch_batch(file.fd, file.address, scattered(3))
+    assert not advised, "too far from each other, or too few"
 
 
 def test_ranges_of_all_sizes_in_any_order_are_given_back(file):
     file.fill()
     numbers = random.Random(1).sample(range(0, SIZE // PAGE, 16), 200)
     ranges = [FileRange(number * PAGE, (number + 1 + number % 11) * PAGE) for number in numbers]
-    files.punch_batch(file.fd, file.address, ranges)
+    punching.punch_batch(file.fd, file.address, ranges)
     assert file.zeroed() == pages_of(ranges)
 
 
 def test_pages_that_nobody_touched_can_be_given_back(file):
-    files.punch_batch(file.fd, file.address, scattered(1000))
+    punching.punch_batch(file.fd, file.address, scattered(1000))
     assert file.storage() == 0
 
 
 def test_pages_that_only_somebody_else_mapped_are_given_back(file):
     os.pwrite(file.fd, b"x" * 8 * PAGE, 0)  # not in the page tables of the mapping
-    files.punch_batch(file.fd, file.address, scattered(4))
+    punching.punch_batch(file.fd, file.address, scattered(4))
     assert file.zeroed() & set(range(8)) == {0, 2, 4, 6}
 
 
@@ -133,7 +216,7 @@ def test_a_locked_mapping_falls_back_to_the_descriptor(file):
     memory.lock(file.address, MIB)
     file.fill()
     ranges = scattered(400)
-    files.punch_batch(file.fd, file.address, ranges)  # 128 of them locked, where MADV_REMOVE is EINVAL
+    punching.punch_batch(file.fd, file.address, ranges)  # 128 of them locked, where MADV_REMOVE is EINVAL
     assert file.zeroed() == pages_of(ranges)
 
 
@@ -141,14 +224,14 @@ def test_a_lock_in_the_middle_of_a_batch_is_got_round(file):
     memory.lock(file.address + MIB, MIB)
     file.fill()
     ranges = scattered(1000)
-    files.punch_batch(file.fd, file.address, ranges)
+    punching.punch_batch(file.fd, file.address, ranges)
     assert file.zeroed() == pages_of(ranges)
 
 
 def test_a_wrong_address_is_got_round(file):
     file.fill()
     ranges = scattered(10)
-    files.punch_batch(file.fd, memory.PROT_NONE + PAGE, ranges)  # nothing is mapped there
+    punching.punch_batch(file.fd, memory.PROT_NONE + PAGE, ranges)  # nothing is mapped there
     assert file.zeroed() == pages_of(ranges)
 
 
@@ -161,7 +244,7 @@ def test_the_range_that_failed_is_named_and_those_before_it_are_done(file, monke
     bad = ranges[-2]
     refuse_one_range(monkeypatch, file.address, bad)
     with pytest.raises(PermissionError, match=re.escape(str(bad))):
-        files.punch_batch(file.fd, file.address if with_address else None, ranges)
+        punching.punch_batch(file.fd, file.address if with_address else None, ranges)
     assert file.zeroed() == pages_of(ranges[:-2])
 
 
@@ -172,7 +255,7 @@ def test_a_range_that_no_file_can_have_is_named_and_those_before_it_are_done(fil
     ranges = scattered(count)
     ranges[bad] = FileRange(-(1 << 45), PAGE - (1 << 45))
     with pytest.raises(OSError, match=re.escape(str(ranges[bad]))) as caught:
-        files.punch_batch(file.fd, file.address if with_address else None, ranges)
+        punching.punch_batch(file.fd, file.address if with_address else None, ranges)
     assert caught.value.errno == errno.EINVAL
     assert file.zeroed() == pages_of(ranges[:bad])
 
@@ -199,7 +282,7 @@ def punch_until_stopped(file: Mapped) -> None:
         while True:  # what a handler raises while the collector calls somebody back is lost: so it is asked for again
             signal.setitimer(signal.ITIMER_REAL, 0.0005)
             for _ in range(8):
-                files.punch_batch(file.fd, file.address, ranges)
+                punching.punch_batch(file.fd, file.address, ranges)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -224,7 +307,7 @@ def test_an_exception_from_a_signal_handler_ends_a_batch(file):
 
 def refuse_one_range(monkeypatch: pytest.MonkeyPatch, address: int, bad: FileRange) -> None:
     """A kernel that has something against *bad*, whichever way it is asked, and does all else."""
-    advise: Callable[..., int] = files._process_madvise
+    advise: Callable[..., int] = punching._process_madvise
     fallocate: Callable[..., int] = files._fallocate_held
 
     def refusing_advise(number: int, pid: int, where: int, count: int, *rest: int) -> int:
@@ -242,7 +325,7 @@ def refuse_one_range(monkeypatch: pytest.MonkeyPatch, address: int, bad: FileRan
             return -1
         return fallocate(fd, mode, offset, length)
 
-    monkeypatch.setattr(files, "_process_madvise", refusing_advise)
+    monkeypatch.setattr(punching, "_process_madvise", refusing_advise)
     monkeypatch.setattr(files, "_fallocate_held", refusing_fallocate)
 
 
@@ -253,7 +336,7 @@ def test_a_sealed_file_is_an_error_by_both_ways():
         files.add_seals(fd, files.F_SEAL_FUTURE_WRITE)
         for address in (file.address, None):
             with pytest.raises(PermissionError):
-                files.punch_batch(fd, address, scattered(10))
+                punching.punch_batch(fd, address, scattered(10))
         assert not file.zeroed()
 
 
@@ -261,7 +344,7 @@ def test_a_read_only_descriptor_is_an_error(file):
     read_only = os.open(f"/proc/self/fd/{file.fd}", os.O_RDONLY)
     try:
         with pytest.raises(OSError, match="PUNCH_HOLE") as caught:
-            files.punch_batch(read_only, None, scattered(3))
+            punching.punch_batch(read_only, None, scattered(3))
         assert caught.value.errno == errno.EBADF
     finally:
         os.close(read_only)
@@ -272,7 +355,7 @@ def test_more_than_a_vector_holds_is_given_back_whole():
         ends = [(1 << 30) - PAGE, 1 << 30, 3 << 30, (3 << 30) + PAGE, (5 << 30) - PAGE]
         for offset in (0, *ends):
             memory.copy_to(file.address + offset, b"x")
-        files.punch_batch(
+        punching.punch_batch(
             file.fd, file.address, [FileRange(0, 1 << 30), FileRange(1 << 30, 4 << 30), FileRange(4 << 30, 5 << 30)]
         )
         assert file.storage() == 0
@@ -286,7 +369,7 @@ def test_every_file_system_gives_back_exactly_the_pages(any_disk_directory: Path
         file.fill()
         os.fdatasync(fd)
         ranges = scattered(500)
-        files.punch_batch(fd, file.address if with_address else None, ranges)
+        punching.punch_batch(fd, file.address if with_address else None, ranges)
         assert file.zeroed() == pages_of(ranges)
         data = files.seek_extents(fd, 0, file.size)
         assert pages_of(list(map(FileRange, data[0::2], data[1::2]))) == set(range(1024)) - pages_of(ranges)
@@ -298,7 +381,7 @@ def test_huge_pages_are_given_back(with_address):
         for offset in range(0, SIZE, 2 * MIB):
             memory.copy_to(file.address + offset, b"huge")
         ranges = [FileRange(0, 2 * MIB), FileRange(4 * MIB, 8 * MIB), FileRange(14 * MIB, 16 * MIB)]
-        files.punch_batch(file.fd, file.address if with_address else None, ranges)
+        punching.punch_batch(file.fd, file.address if with_address else None, ranges)
         assert file.storage() == 8 * MIB
         assert [memory.copy_from(file.address + offset, 4) for offset in (2 * MIB, 8 * MIB)] == [b"huge", b"huge"]
 
@@ -311,7 +394,7 @@ def test_signals_do_not_disturb_a_batch(file):
         rounds = 0
         while len(ticks) < 20:
             file.fill()
-            files.punch_batch(file.fd, file.address, scattered(SIZE // PAGE, step=1))
+            punching.punch_batch(file.fd, file.address, scattered(SIZE // PAGE, step=1))
             assert file.storage() == 0
             files.fallocate(file.fd, 0, 0, SIZE)
             assert file.storage() == SIZE
@@ -325,7 +408,7 @@ def test_a_forked_child_punches_by_its_own_mapping(file):
     file.fill()
     child = os.fork()
     if not child:  # pragma: no cover
-        files.punch_batch(file.fd, file.address, scattered(5))
+        punching.punch_batch(file.fd, file.address, scattered(5))
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     assert file.zeroed() == pages_of(scattered(5))
@@ -338,7 +421,7 @@ def without_process_madvise(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
         ctypes.set_errno(code)
         return -1
 
-    monkeypatch.setattr(files, "_process_madvise", refuse)
+    monkeypatch.setattr(punching, "_process_madvise", refuse)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EBADF])
@@ -346,26 +429,26 @@ def test_a_kernel_that_cannot_punch_vectors_is_got_round(file, monkeypatch, code
     file.fill()
     without_process_madvise(monkeypatch, code)
     ranges = scattered(1500)
-    files.punch_batch(file.fd, file.address, ranges)
+    punching.punch_batch(file.fd, file.address, ranges)
     assert file.zeroed() == pages_of(ranges)
 
 
 def test_a_kernel_that_stops_halfway_is_continued_at_the_right_place(file, monkeypatch):
     file.fill()
-    real: Callable[..., int] = files._process_madvise
+    real: Callable[..., int] = punching._process_madvise
 
     def short(number: int, pid: int, where: int, count: int, advice: int, flags: int) -> int:
         return real(number, pid, where, min(count, 7), advice, flags)
 
-    monkeypatch.setattr(files, "_process_madvise", short)
+    monkeypatch.setattr(punching, "_process_madvise", short)
     ranges = scattered(100)
-    files.punch_batch(file.fd, file.address, ranges)
+    punching.punch_batch(file.fd, file.address, ranges)
     assert file.zeroed() == pages_of(ranges)
 
 
 def test_the_pid_descriptor_serves_where_the_kernel_has_no_name_for_oneself(file, monkeypatch):
     file.fill()
-    real: Callable[..., int] = files._process_madvise
+    real: Callable[..., int] = punching._process_madvise
 
     def old(number: int, pid: int, *rest: int) -> int:
         if pid < 0:
@@ -373,10 +456,10 @@ def test_the_pid_descriptor_serves_where_the_kernel_has_no_name_for_oneself(file
             return -1
         return real(number, pid, *rest)
 
-    monkeypatch.setattr(files, "_process_madvise", old)
+    monkeypatch.setattr(punching, "_process_madvise", old)
     monkeypatch.setattr(files, "punch_hole", lambda *_: pytest.fail("not by vector"))
     ranges = scattered(100)
-    files.punch_batch(file.fd, file.address, ranges)
+    punching.punch_batch(file.fd, file.address, ranges)
     assert file.zeroed() == pages_of(ranges)
 
 
@@ -393,7 +476,7 @@ def test_beside_a_busy_thread_the_interpreter_is_not_waited_for_once_a_range(fil
     thread.start()
     try:
         before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
-        files.punch_batch(file.fd, file.address if with_address else None, scattered(2048))
+        punching.punch_batch(file.fd, file.address if with_address else None, scattered(2048))
         waits = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before
     finally:
         stop.set()

@@ -6,12 +6,12 @@ import mmap
 import os
 import random
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from memplat.linux import extents as flat
-from memplat.linux import files, memory, shmem
+from memplat.linux import files, memory, punching, shmem
 from memplat.linux.pagemap import pagemap_scan
 from memplat.ranges import FileRange
 from tests.hostparts import MIB, swap_file, touch_elsewhere
@@ -198,7 +198,8 @@ def test_swapped_pages_are_committed_in_every_answer(file, mixed):
         assert file.probe()[0] == wanted
         assert file.probe(0, 200 * PAGE)[0] == set(range(0, 200, 2))
         assert file.probe(2 * PAGE, 3 * PAGE) == ({2}, "cachestat")
-        files.punch_batch(file.fd, file.address, [FileRange(number * PAGE, (number + 1) * PAGE) for number in wanted])
+        ranges = [FileRange(number * PAGE, (number + 1) * PAGE) for number in wanted]
+        punching.punch_batch(file.fd, file.address, ranges)
         assert file.probe() == (set(), "st_blocks")
 
 
@@ -245,6 +246,5 @@ def test_a_scan_leaks_no_descriptor_and_needs_proc(file, monkeypatch):
     before = len(os.listdir("/proc/self/fd"))
     pagemap_scan(file.address, 0, SIZE)
     assert len(os.listdir("/proc/self/fd")) == before
-    refuse: Callable[..., int] = lambda *_: (_ for _ in ()).throw(PermissionError())  # noqa: E731
-    monkeypatch.setattr("memplat.linux.pagemap.os.open", refuse)
+    monkeypatch.setattr("memplat.linux.pagemap._libc.open_held", lambda *_: -1)
     assert pagemap_scan(file.address, 0, SIZE) is None
