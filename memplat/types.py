@@ -179,6 +179,8 @@ class BackingFile:
     :ivar backend: the name of the backend
     :ivar size: the size in bytes as far as the engine has grown it; kept by the engine
     :ivar address: the host address of offset 0 in the engine's mapping, ``None`` before there is one
+    :ivar is_private: nobody else was given an address or the descriptor: no page goes unless the engine gives it back;
+        kept by the engine
     :ivar probe_method: how the last probe found out, in a word, set by the backend; *state*: whatever it wants to keep
     :ivar is_shmem: it is shmem, and the probe that of the defaults: the engine may do by itself what that would do
     """
@@ -191,6 +193,7 @@ class BackingFile:
     probe_method: str = ""
     state: Any = None
     is_shmem: bool = False
+    is_private: bool = False
 
 
 @attrs.frozen

@@ -10,7 +10,7 @@ signal handlers, which run between steps; the host's errors are returned, and wo
 from cpython.array cimport array as Array, clone
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EAGAIN, EBADF, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.string cimport memset
 from posix.types cimport off_t
@@ -24,35 +24,24 @@ cdef extern from *:
     #endif
     #include <fcntl.h>
     #include <sys/mman.h>
-    #include <sys/syscall.h>
-    #include <sys/uio.h>
-    #include <unistd.h>
-    /* Numbers of <asm-generic/mman-common.h> and <linux/pidfd.h> that the C library may be too old for. */
-    enum { POPULATE_WRITE = 23, REMOVE_PAGES = 9, THIS_PROCESS = -10000 };
-    #ifndef SYS_process_madvise
-    #define SYS_process_madvise 440
-    #endif
-    #ifndef SYS_pidfd_open
-    #define SYS_pidfd_open 434
-    #endif
+    /* Of <asm-generic/mman-common.h>, for which the C library may be too old. */
+    enum { POPULATE_WRITE = 23 };
     #define PUNCH (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
     """
-    struct iovec:
-        void* iov_base
-        size_t iov_len
     int fallocate(int fd, int mode, off_t offset, off_t length) nogil
     int madvise(void* address, size_t length, int advice) nogil
-    long syscall(long number, ...) nogil
-    int close(int fd) nogil
-    int getpid() nogil
-    const int POPULATE_WRITE, REMOVE_PAGES, THIS_PROCESS, PUNCH
-    const long SYS_process_madvise, SYS_pidfd_open
+    const int POPULATE_WRITE, PUNCH
 
 cdef extern from "together.h":
     ctypedef struct Pair "memplat_pair":
         int64_t start, end
     ctypedef struct Together "memplat_together":
         int is_open
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+    const int MEMPLAT_REMOVE
+    long memplat_advise(const iovec* vector, size_t count, int advice) nogil
     void memplat_unmap_together(Together* state, char* base, const Pair* items, size_t count) nogil
     void memplat_map_again(Together* state, char* base) nogil
     void memplat_end_together(Together* state) nogil
@@ -127,21 +116,6 @@ cdef size_t _fill_vector(iovec* vector, char* base, Pair* items, size_t count) n
     return index
 
 
-cdef long _advise_removal(iovec* vector, size_t count) noexcept nogil:
-    """The bytes done, or -1 and errno."""
-    cdef long done = syscall(SYS_process_madvise, <long>THIS_PROCESS, vector, <long>count, <long>REMOVE_PAGES, <long>0)
-    cdef long pidfd
-    if done < 0 and errno == EBADF:  # before Linux 6.15 there is no name for oneself
-        pidfd = syscall(SYS_pidfd_open, <long>getpid(), <long>0)
-        if pidfd < 0:
-            return -1
-        done = syscall(SYS_process_madvise, pidfd, vector, <long>count, <long>REMOVE_PAGES, <long>0)
-        code = errno
-        close(<int>pidfd)
-        (&errno)[0] = code
-    return done
-
-
 cdef size_t _whole(Pair* items, size_t count, long nbytes) noexcept nogil:
     """How many ranges so much progress covers whole: one that is done in part has to be done again."""
     cdef size_t index = 0
@@ -166,7 +140,7 @@ cdef int _punch_some(
         batch = _fill_vector(vector, base, items, count)
         if together != NULL:
             memplat_unmap_together(together, base, items, batch)
-        advised = _advise_removal(vector, batch) if batch else 0
+        advised = memplat_advise(vector, batch, MEMPLAT_REMOVE) if batch else 0
         code = errno
         if together != NULL:
             memplat_map_again(together, base)
@@ -189,18 +163,18 @@ cdef int _punch_some(
     return 0
 
 
-def punch(int fd, address, ranges, bint is_shmem=False):
+def punch(int fd, address, ranges, bint together=False):
     """Punch all *ranges*, in order. How many are done, and the error of the next one: 0 if there is none.
 
     :param ranges: pairs of offsets, or a buffer of them (``"q"``)
-    :param is_shmem: take those that lie close together out of the page tables at one go
+    :param together: take those that lie close together out of the page tables at one go
     """
-    cdef Together together
-    memset(&together, 0, sizeof(Together))
+    cdef Together state
+    memset(&state, 0, sizeof(Together))
     try:
-        return _punch(fd, address, ranges, &together if is_shmem else NULL)
+        return _punch(fd, address, ranges, &state if together else NULL)
     finally:
-        memplat_end_together(&together)
+        memplat_end_together(&state)
 
 
 cdef tuple _punch(int fd, object address, object ranges, Together* together):

@@ -22,7 +22,8 @@
 
 /* <linux/fs.h>, from Linux 6.7 on */
 #define MEMPLAT_PAGEMAP_SCAN 0xC0606610UL
-#define MEMPLAT_PRESENT_OR_SWAPPED ((1u << 3) | (1u << 4))
+#define MEMPLAT_PRESENT (1u << 3)
+#define MEMPLAT_PRESENT_OR_SWAPPED (MEMPLAT_PRESENT | (1u << 4))
 #define MEMPLAT_REGIONS 8192
 
 typedef struct memplat_region {
@@ -246,10 +247,11 @@ static inline int memplat_map_blocks(
     return 0;
 }
 
-/* What is in the page tables of [address + start, address + end), as extents of file offsets; the bytes in all, or -1 and
- * errno. After EINTR it goes on from where it was: *position, which the caller sets to start at the beginning. */
+/* What of these categories is in the page tables of [address + start, address + end), as extents of file offsets; the bytes in
+ * all, or -1 and errno. After EINTR it goes on from where it was: *position, which the caller sets to start at the beginning. */
 static inline int64_t memplat_pagemap(
-    int pagemap, uint64_t address, uint64_t end, uint64_t *position, memplat_region *regions, memplat_extents *found
+    int pagemap, uint64_t address, uint64_t end, uint64_t categories, uint64_t *position, memplat_region *regions,
+    memplat_extents *found
 ) {
     uint64_t limit = address + end;
     int64_t total = 0;
@@ -262,7 +264,7 @@ static inline int64_t memplat_pagemap(
         argument.end = limit;
         argument.vec = (uint64_t)(uintptr_t)regions;
         argument.vec_len = MEMPLAT_REGIONS;
-        argument.category_anyof_mask = MEMPLAT_PRESENT_OR_SWAPPED;
+        argument.category_anyof_mask = categories;
         long count = ioctl(pagemap, MEMPLAT_PAGEMAP_SCAN, &argument);
         if (count < 0)
             return -1;

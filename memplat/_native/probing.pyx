@@ -25,7 +25,8 @@ cdef extern from "probe.h":
     const int MEMPLAT_REGIONS
     int memplat_status(int fd, int64_t* storage, int64_t* size) nogil
     int64_t memplat_pagemap(
-        int pagemap, uint64_t address, uint64_t end, uint64_t* position, memplat_region* regions, memplat_extents* found
+        int pagemap, uint64_t address, uint64_t end, uint64_t categories, uint64_t* position, memplat_region* regions,
+        memplat_extents* found
     ) nogil
     int MEMPLAT_WALKED, MEMPLAT_MORE
     ctypedef struct memplat_walk:
@@ -66,11 +67,12 @@ cdef Array _as_array(memplat_extents* found):
     return made
 
 
-def pagemap(int fd, uint64_t address, uint64_t start, uint64_t end, bint held):
+def pagemap(int fd, uint64_t address, uint64_t start, uint64_t end, bint held, uint64_t categories):
     """What the page tables of this process have, as (extents, bytes); an errno where the kernel refuses.
 
     :param fd: of /proc/self/pagemap
     :param held: keep the GIL
+    :param categories: any of PAGE_IS_PRESENT, PAGE_IS_SWAPPED
     """
     cdef memplat_extents found
     cdef memplat_region* regions = <memplat_region*>malloc(MEMPLAT_REGIONS * 3 * sizeof(uint64_t))
@@ -84,11 +86,11 @@ def pagemap(int fd, uint64_t address, uint64_t start, uint64_t end, bint held):
     try:
         while True:
             if held:
-                total = memplat_pagemap(fd, address, end, &position, regions, &found)
+                total = memplat_pagemap(fd, address, end, categories, &position, regions, &found)
                 code = errno
             else:
                 with nogil:
-                    total = memplat_pagemap(fd, address, end, &position, regions, &found)
+                    total = memplat_pagemap(fd, address, end, categories, &position, regions, &found)
                     code = errno
             if total >= 0:
                 return _as_array(&found), total

@@ -131,7 +131,7 @@ def memplat_decommit(file: BackingFile, ranges: Sequence[FileRange]) -> bool:
 
     :raises OSError: of the first range that failed; those before it are punched
     """
-    punch_batch(file.fd, file.address, ranges, is_shmem=_is_shmem(file))
+    punch_batch(file.fd, file.address, ranges, together=file.is_private and _is_shmem(file))
     return True
 
 

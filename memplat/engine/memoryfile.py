@@ -100,7 +100,7 @@ class MemoryFile(Measuring):
         self._mapping = mapping
         state = EngineState(file, hooks, backend, options, mapping)
         super().__init__(state, Scanner(state))
-        file.address = mapping.base
+        file.address, file.is_private = mapping.base, True
         self._reclaimer = Reclaimer(state)
         self._io = HostIO(state)
         self._allocator = Allocator(state, self._reclaimer, self._io.write)
@@ -353,11 +353,11 @@ class MemoryFile(Measuring):
 
     def address(self, pages: FileRange | Block) -> int:
         """See :meth:`Memory.address`."""
-        with self._state.locked() as table:
+        with self._state.exposing() as table:
             start, end = self._pages(pages)
             table.require(start, end, "address")
             # Whoever has the address may write to free pages, and have the kernel remove used ones (MADV_REMOVE).
-            self._state.exposed = self._state.peers = True
+            self._state.expose_locked()
             return self._mapping.base + start
 
     def map_into(
@@ -434,9 +434,9 @@ class MemoryFile(Measuring):
 
     def fileno(self) -> int:
         """See :meth:`Memory.fileno`."""
-        with self._state.locked():
+        with self._state.exposing():
             # Whoever has the descriptor may write to free pages, and punch used ones.
-            self._state.exposed = self._state.peers = True
+            self._state.expose_locked()
             return self._state.file.fd
 
     def flush(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Self
 
 if ctypes.sizeof(ctypes.c_void_p) != 8:  # pragma: no cover -- off_t and size_t are taken to be 64 bits wide everywhere
     raise ImportError("memplat needs a 64-bit interpreter: it reserves more address space than 32 bits can hold")
@@ -41,9 +41,32 @@ def function(
 ioctl_released = function(RELEASED, "ioctl", ctypes.c_int, (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p))
 ioctl_held = function(HELD, "ioctl", ctypes.c_int, (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p))
 
-#: open(2) and close(2) of what is made on the fly (/proc), for those who must not be interrupted in between.
-open_held = function(HELD, "open", ctypes.c_int, (ctypes.c_char_p, ctypes.c_int))
-close_held = function(HELD, "close", ctypes.c_int, (ctypes.c_int,))
+_close_held = function(HELD, "close", ctypes.c_int, (ctypes.c_int,))
+
+
+class Descriptor(ctypes.c_int):
+    """What open(2) returned, -1 included. It is closed also if an exception from outside comes before anybody has got
+    hold of it.
+    """
+
+    def close(self) -> None:
+        """Once."""
+        fd = self.value
+        self.value = -1  # before the call, after which CPython lets signal handlers in
+        if fd >= 0:
+            _close_held(fd)
+
+    __del__ = close
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+#: open(2) of what is looked at on the fly (/proc), for those who must not be interrupted in between.
+open_held = function(HELD, "open", Descriptor, (ctypes.c_char_p, ctypes.c_int))
 
 
 def error(call: str) -> OSError:

@@ -34,7 +34,7 @@ def pagemap_scan(address: int, start: int, end: int) -> array[int] | None:
     return None if found is None else found[0]
 
 
-def pagemap_sum(address: int, start: int, end: int, *, held: bool = False) -> tuple[array[int], int] | None:
+def pagemap_sum(address: int, start: int, end: int) -> tuple[array[int], int] | None:
     """The pages of ``[start, end)`` that this process's mapping has in its page tables, as extents of file offsets, and
     their bytes.
 
@@ -42,17 +42,21 @@ def pagemap_sum(address: int, start: int, end: int, *, held: bool = False) -> tu
     entries". It knows nothing of pages that only somebody else touched, and of shmem pages that are swapped out.
 
     :param address: where file offset 0 stands in this process
-    :param held: keep the GIL
     :return: ``None`` where the kernel or the sandbox does not allow it
     :raises OSError: EFAULT and the like, for a mapping that is none
     """
-    fd = _open_pagemap()
-    if fd < 0:
-        return None
-    try:
-        return _scan(fd, address, start, end, held=held)
-    finally:
-        _libc.close_held(fd)
+    with _opened_pagemap() as pagemap:
+        return _scan(pagemap.value, address, start, end, held=False)
+
+
+def pagemap_present(address: int, start: int, end: int) -> array[int] | None:
+    """As :func:`pagemap_scan`, without what the page tables only have a mark of; the GIL is kept.
+
+    "Swapped" is a page of shmem, too, that was never touched, if writes to it are watched (userfaultfd(2)).
+    """
+    with _opened_pagemap() as pagemap:
+        found = _scan(pagemap.value, address, start, end, held=True, categories=_PAGE_IS_PRESENT)
+    return None if found is None else found[0]
 
 
 def pagemap_proof(fd: int, address: int, size: int) -> tuple[array[int], int] | None:
@@ -62,25 +66,24 @@ def pagemap_proof(fd: int, address: int, size: int) -> tuple[array[int], int] | 
 
     :return: ``None``, too, where that is not so
     """
-    pagemap = _open_pagemap()
-    if pagemap < 0:
-        return None
-    try:
+    with _opened_pagemap() as pagemap:
         storage = storage_held(fd)
-        found = _scan(pagemap, address, 0, size, held=True)
+        found = _scan(pagemap.value, address, 0, size, held=True)
         return found if found is not None and found[1] == storage == storage_held(fd) else None
-    finally:
-        _libc.close_held(pagemap)
 
 
-def _open_pagemap() -> int:
-    """A descriptor, of this mm: not to be kept over a fork. -1 where there is none."""
-    return int(_libc.open_held(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC))
+def _opened_pagemap() -> _libc.Descriptor:
+    """The page tables of this mm: not to be kept over a fork."""
+    return _libc.open_held(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)  # type: ignore[no-any-return]
 
 
-def _scan(fd: int, address: int, start: int, end: int, *, held: bool) -> tuple[array[int], int] | None:
+def _scan(
+    fd: int, address: int, start: int, end: int, *, held: bool, categories: int = _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED
+) -> tuple[array[int], int] | None:
+    if fd < 0:
+        return None
     if _core.PROBING is not None:
-        found: tuple[array[int], int] | int = _core.PROBING.pagemap(fd, address, start, end, held)
+        found: tuple[array[int], int] | int = _core.PROBING.pagemap(fd, address, start, end, held, categories)
         if not isinstance(found, int):
             return found
         if found in _REFUSALS:
@@ -91,7 +94,7 @@ def _scan(fd: int, address: int, start: int, end: int, *, held: bool) -> tuple[a
     position, limit = address + start, address + end
     regions = array("q", bytes(_REGION_BYTES * _FIRST_REGIONS))
     while position < limit:
-        walked, count = _scan_once(fd, position, limit, regions, ioctl)
+        walked, count = _scan_once(fd, position, limit, regions, categories, ioctl)
         if count < 0:
             return None
         if not count:
@@ -109,7 +112,9 @@ def _scan(fd: int, address: int, start: int, end: int, *, held: bool) -> tuple[a
     return moved_pairs(starts, ends, -address)
 
 
-def _scan_once(fd: int, start: int, end: int, regions: array[int], ioctl: Callable[..., int]) -> tuple[int, int]:
+def _scan_once(
+    fd: int, start: int, end: int, regions: array[int], categories: int, ioctl: Callable[..., int]
+) -> tuple[int, int]:
     """One ioctl: the address up to which it walked, and how many regions it stored (struct pm_scan_arg); -1 where it is
     not allowed.
     """
@@ -117,7 +122,7 @@ def _scan_once(fd: int, start: int, end: int, regions: array[int], ioctl: Callab
     argument[0] = 8 * _ARGUMENT_WORDS
     argument[2], argument[3] = start, end
     argument[5], argument[6] = regions.buffer_info()[0], len(regions) // _REGION_WORDS
-    argument[10] = _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED
+    argument[10] = categories
     where, _ = argument.buffer_info()
     while (count := ioctl(fd, _PAGEMAP_SCAN, where)) < 0:
         code = _libc.last_errno()

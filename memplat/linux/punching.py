@@ -14,12 +14,13 @@ import errno
 import os
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Final
 
 from memplat import _core
 from memplat.linux import _libc, files, memory
 from memplat.linux import extents as flat
-from memplat.linux.pagemap import pagemap_sum
+from memplat.linux.pagemap import pagemap_present
 from memplat.ranges import GIB, KIB, FileRange
 
 # A system call that C libraries have no wrapper for; since Linux 5.0 the number is the same on all architectures but
@@ -43,40 +44,41 @@ _process_madvise = _libc.function(
 )
 
 
-def punch_batch(fd: int, address: int | None, ranges: Sequence[FileRange], *, is_shmem: bool = False) -> None:
+def punch_batch(fd: int, address: int | None, ranges: Sequence[FileRange], *, together: bool = False) -> None:
     """Give the storage of many parts of a file back, with as few hand-overs of the GIL as possible, in order.
 
     With *address*, where offset 0 stands in a writable shared mapping of the same file: process_madvise(2) of this
     process with MADV_REMOVE (from Linux 6.13 on), 1024 ranges a call. Wherever that stops, for whatever reason,
     fallocate(2) decides about that range. Without *address*, or where the kernel cannot, fallocate(2) for each.
 
-    :param address: nothing else may be mapped between the ranges
     :param ranges: with the compiled core also a buffer of pairs of offsets
-    :param is_shmem: ranges that lie close together may be taken out of the page tables at one go, with the pages
-        between them. Of a file on disk the file system would have to be told of the next write to each of those
+    :param together: ranges that lie close together may be taken out of the page tables at one go, with the pages
+        between them. Not if anybody else can punch the file or map anything over these: what was punched meanwhile
+        would be mapped again. And not of a file on disk, whose file system would have to be told of the next write to
+        each of those pages
     :raises OSError: as :func:`memplat.linux.files.fallocate`, of the first range that failed; all ranges before it are
         punched, none after it
     """
     if _core.BATCHING is not None:
-        done, code = _core.BATCHING.punch(fd, address, ranges, is_shmem)
+        done, code = _core.BATCHING.punch(fd, address, ranges, together)
         if code:
             raise _libc.error_of(f"fallocate(PUNCH_HOLE) of {FileRange(*ranges[done])}", code)
         return
     done = 0
     if address is not None and len(ranges) > 1:
-        done = _remove_vectors(fd, address, ranges, is_shmem=is_shmem)
+        done = _remove_vectors(fd, address, ranges, together=together)
     for start, end in ranges[done:]:
         files.punch_hole(fd, start, end - start)
 
 
-def _remove_vectors(fd: int, address: int, ranges: Sequence[FileRange], *, is_shmem: bool) -> int:
+def _remove_vectors(fd: int, address: int, ranges: Sequence[FileRange], *, together: bool) -> int:
     """Punch ranges from the first on with process_madvise; how many are done when the kernel turned out not to be
     able.
     """
     done = 0
     while done < len(ranges):
         batch = _next_vector(ranges, done)
-        between = _unmap_together(address, batch) if is_shmem else flat.empty()
+        between = _unmap_together(address, batch) if together else flat.empty()
         try:
             advised = advise_removal(address, batch) if batch else 0
             code = _libc.last_errno()
@@ -154,25 +156,28 @@ def _unmap_together(address: int, batch: Sequence[FileRange]) -> array[int]:
     mappings, shared anonymous mappings, and shmem-based techniques [...])". A locked mapping refuses it.
     """
     between = flat.empty()
+    if any(before.end > behind.start for before, behind in pairwise(batch)):
+        return between  # one that comes later must not be taken for what is between others
     for span in _close_together(batch):
         start, end = span[0].start, span[-1].end
         try:
-            seen = pagemap_sum(address, start, end, held=True)
+            seen = pagemap_present(address, start, end)
             if seen is None:
                 break
-            ours = flat.union(array("q", [bound for pages in span for bound in pages]), flat.empty())
-            between += flat.subtract(seen[0], ours)
             memory.madvise(address + start, end - start, memory.MADV_DONTNEED)
         except OSError:
             break
+        between += flat.subtract(
+            seen, flat.union(array("q", [bound for pages in span for bound in pages]), flat.empty())
+        )
     return between
 
 
 def _close_together(batch: Sequence[FileRange]) -> Iterator[Sequence[FileRange]]:
-    """Those of the ranges that follow one another closely, and are more than a few."""
+    """Those of the ascending ranges that follow one another closely, and are more than a few."""
     first = 0
     for index in range(1, len(batch) + 1):
-        if index < len(batch) and 0 <= batch[index].start - batch[index - 1].end <= _CLOSE:
+        if index < len(batch) and batch[index].start - batch[index - 1].end <= _CLOSE:
             continue
         if index - first >= _FEW:
             yield batch[first:index]

@@ -15,6 +15,7 @@ import memplat
 from memplat.engine import reclaim as engine_reclaim
 from memplat.engine.pages import MAX_RANGES
 from memplat.hookspecs import hookimpl
+from memplat.linux import punching
 from memplat.memory import Memory
 from memplat.ranges import FileRange
 from tests.needs import needs
@@ -507,3 +508,60 @@ def test_a_scan_does_not_mark_pages_that_were_freed_or_decommitted_meanwhile(ope
     assert is_zero(memory, new)
     assert committed(memory) == {"tmpfs": 8 * PAGE}
     check(memory)
+
+
+def exposed_by_address(memory: Memory, pages: FileRange) -> None:
+    memory.address(pages)
+
+
+def exposed_by_descriptor(memory: Memory, _: FileRange) -> None:
+    memory.fileno()
+
+
+def exposed_by_a_writable_share(memory: Memory, pages: FileRange) -> None:
+    memory.share(pages, writable=True).revoke()
+
+
+@pytest.mark.parametrize("expose", [exposed_by_address, exposed_by_descriptor, exposed_by_a_writable_share])
+def test_pages_between_are_left_alone_once_somebody_else_may_punch_them(
+    open_memory: Opener, monkeypatch: pytest.MonkeyPatch, expose: Callable[[Memory, FileRange], None]
+) -> None:
+    together: list[bool] = []
+    punch = punching.punch_batch
+
+    def watched(*arguments: Any, **options: Any) -> None:
+        together.append(options.get("together", False))
+        punch(*arguments, **options)
+
+    monkeypatch.setattr("memplat.backends.default.punch_batch", watched)
+    memory = open_memory()
+    every_other_page_freed(memory)
+    memory.reclaim()
+    assert together == [True]
+    pages = every_other_page_freed(memory)
+    expose(memory, part(pages, 1))
+    memory.reclaim()
+    assert together == [True, False]
+
+
+def test_the_descriptor_is_given_away_between_two_batches_only(open_memory: Opener) -> None:
+    asked, given = threading.Event(), threading.Event()
+    was_given: list[bool] = []
+
+    class Slow:
+        @hookimpl(tryfirst=True)
+        def memplat_decommit(self) -> None:
+            asked.set()
+            if given.wait(0.2):
+                was_given.append(True)
+
+    memory = open_memory(extensions=[Slow()])
+    every_other_page_freed(memory)
+    thread = threading.Thread(target=memory.reclaim)
+    thread.start()
+    assert asked.wait(10)
+    memory.fileno()
+    given.set()
+    thread.join()
+    assert not was_given, "while pages were being given back"
+    assert memory.update_usage().waste == 0

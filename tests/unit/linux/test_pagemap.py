@@ -127,7 +127,7 @@ def test_proofs_leave_no_descriptor(file: Mapped) -> None:
 @pytest.mark.usefixtures("probing")
 def test_where_proc_is_not_mounted_nothing_is_proven(file: Mapped, monkeypatch: pytest.MonkeyPatch) -> None:
     file.touch(3)
-    monkeypatch.setattr(_libc, "open_held", lambda path, flags: -1)
+    monkeypatch.setattr(_libc, "open_held", lambda path, flags: _libc.Descriptor(-1))
     assert file.prove() is None
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from memplat.linux import _libc, files, memory, punching, shmem
 from memplat.linux import extents as flat
-from memplat.linux import files, memory, punching, shmem
 from memplat.linux.pagemap import pagemap_scan
 from memplat.ranges import FileRange
 from tests.hostparts import MIB, swap_file, touch_elsewhere
@@ -246,5 +246,5 @@ def test_a_scan_leaks_no_descriptor_and_needs_proc(file, monkeypatch):
     before = len(os.listdir("/proc/self/fd"))
     pagemap_scan(file.address, 0, SIZE)
     assert len(os.listdir("/proc/self/fd")) == before
-    monkeypatch.setattr("memplat.linux.pagemap._libc.open_held", lambda *_: -1)
+    monkeypatch.setattr("memplat.linux.pagemap._libc.open_held", lambda *_: _libc.Descriptor(-1))
     assert pagemap_scan(file.address, 0, SIZE) is None
