@@ -175,12 +175,9 @@ class BackingFile:
     """The host file behind a memory. A backend creates it; from then on the engine owns it.
 
     :ivar fd: an open, close-on-exec descriptor, readable and writable
-    :ivar page_size: the unit of commit and decommit, in bytes
-    :ivar backend: the name of the backend
+    :ivar page_size: the unit of commit and decommit, in bytes; *backend*: the name of the backend
     :ivar size: the size in bytes as far as the engine has grown it; kept by the engine
-    :ivar address: the host address of offset 0 in the engine's mapping, ``None`` before there is one
-    :ivar is_private: nobody else was given an address or the descriptor: no page goes unless the engine gives it back;
-        kept by the engine
+    :ivar address: of offset 0 in the engine's mapping or ``None``; *is_private*: nobody else has it, nor the descriptor
     :ivar probe_method: how the last probe found out, in a word, set by the backend; *state*: whatever it wants to keep
     :ivar is_shmem: it is shmem, and the probe that of the defaults: the engine may do by itself what that would do
     """

@@ -8,6 +8,7 @@ from typing import Any
 
 from memplat.engine.arguments import is_int, refuse_range
 from memplat.engine.blocks import MemoryBlock
+from memplat.engine.pages import PageTable
 from memplat.engine.refusals import reentrant
 from memplat.engine.state import EngineState
 from memplat.errors import ForeignBlockError
@@ -64,6 +65,19 @@ class Edge:
         return FileRange._make(
             tuple.__iter__(pages)
         )  # not of a subclass, which might say something else when asked again
+
+    @contextlib.contextmanager
+    def _exposing(self) -> Iterator[PageTable]:
+        """The lock, to give away what the pages can be written to and removed with: the first time not while pages are
+        given back in a way that takes for granted that nobody else can remove any.
+        """
+        state = self._state
+        if state.is_interrupted():
+            raise reentrant()
+        with state.gate if state.file.is_private else contextlib.nullcontext(), state.locked() as table:
+            yield table
+            state.exposed = state.peers = True
+            state.file.is_private = False
 
     @contextlib.contextmanager
     def _held(self, range_: Any, what: str, *, page_aligned: bool) -> Iterator[FileRange]:

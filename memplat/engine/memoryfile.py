@@ -353,11 +353,10 @@ class MemoryFile(Measuring):
 
     def address(self, pages: FileRange | Block) -> int:
         """See :meth:`Memory.address`."""
-        with self._state.exposing() as table:
+        # Whoever has the address may write to free pages, and have the kernel remove used ones (MADV_REMOVE).
+        with self._exposing() as table:
             start, end = self._pages(pages)
             table.require(start, end, "address")
-            # Whoever has the address may write to free pages, and have the kernel remove used ones (MADV_REMOVE).
-            self._state.expose_locked()
             return self._mapping.base + start
 
     def map_into(
@@ -434,9 +433,7 @@ class MemoryFile(Measuring):
 
     def fileno(self) -> int:
         """See :meth:`Memory.fileno`."""
-        with self._state.exposing():
-            # Whoever has the descriptor may write to free pages, and punch used ones.
-            self._state.expose_locked()
+        with self._exposing():  # whoever has the descriptor may write to free pages, and punch used ones
             return self._state.file.fd
 
     def flush(self) -> None:

@@ -301,21 +301,6 @@ class EngineState(HotState):
         if self.table.waste != before:
             self.wake()
 
-    @contextlib.contextmanager
-    def exposing(self) -> Iterator[PageTable]:
-        """The lock, to give others the means to punch: the first time while nothing is decommitted in a way that takes
-        for granted that nobody can.
-        """
-        if self.is_interrupted():
-            raise reentrant()
-        with self.gate if self.file.is_private else contextlib.nullcontext(), self.locked() as table:
-            yield table
-
-    def expose_locked(self) -> None:
-        """Others can write to any page from now on, and have the kernel remove it."""
-        self.exposed = self.peers = True
-        self.file.is_private = False
-
     # -- what the host says -------------------------------------------------------------------------------------------
 
     def storage(self) -> Storage:
