@@ -65,7 +65,7 @@ def test_a_failure_to_seal_leaks_no_descriptor(monkeypatch):
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(PermissionError):
         hooks_of(memfd).memplat_create_file(options=None)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 @pytest.mark.parametrize(

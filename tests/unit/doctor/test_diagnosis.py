@@ -135,7 +135,7 @@ def test_a_file_that_was_made_on_trial_is_closed(tmp_path: Path, site: Path) -> 
     assert agree(config)[0] == "mine"
     before = len(os.listdir("/proc/self/fd"))
     diagnose(str(config), None)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_what_is_shut_out_is_told_with_its_remedy(tmp_path: Path, site: Path) -> None:

@@ -40,7 +40,7 @@ def test_nothing_is_left_behind() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(2):
         list(examine_host()), list(examine_kernel()), list(examine_places())
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 # ---- memory and limits

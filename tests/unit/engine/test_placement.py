@@ -155,7 +155,7 @@ def test_wrong_nodes_are_an_error_that_says_which_there_are(node: int, value: ob
     for word in words:
         assert word in str(caught.value)
     assert (caught.value.key or "").startswith("numa")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_configuration_file_has_it_too_and_mistakes_have_their_line(tmp_path: Path, node: int):

@@ -62,7 +62,7 @@ def test_an_error_of_progress_ends_the_work_and_leaves_nothing(threads: int):
     with pytest.raises(KeyError):
         memplat.open("memfd", prealloc=256 * MIB, prealloc_threads=threads, progress=fail)
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     assert threading.active_count() == running
 
 

@@ -149,7 +149,7 @@ def test_walking_leaks_no_descriptor(fd):
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(50):
         files.seek_extents(fd, 0, 8 * MIB)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_what_cannot_be_walked_is_an_error():
@@ -246,7 +246,7 @@ def test_a_name_that_is_too_long_is_an_error_and_leaks_nothing():
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(OSError, match="Invalid argument"):
         files.memfd("x" * 250)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_seals_are_added_and_read(fd):

@@ -344,7 +344,7 @@ def test_an_exception_from_a_signal_handler_ends_a_batch(file):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
 def refuse_one_range(monkeypatch: pytest.MonkeyPatch, address: int, bad: FileRange) -> None:

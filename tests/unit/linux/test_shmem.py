@@ -245,6 +245,6 @@ def test_a_scan_leaks_no_descriptor_and_needs_proc(file, monkeypatch):
     need_pagemap(file)
     before = len(os.listdir("/proc/self/fd"))
     pagemap_scan(file.address, 0, SIZE)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     monkeypatch.setattr("memplat.linux.pagemap._libc.open_held", lambda *_: _libc.Descriptor(-1))
     assert pagemap_scan(file.address, 0, SIZE) is None
