@@ -225,13 +225,6 @@ def test_only_close_ascending_ranges_leave_the_page_tables_together(file, core):
         assert mapped_again < alone + 30
 
 
-def test_what_is_locked_is_not_mapped_again(file):
-    memory.lock(file.address, SIZE)
-    file.fill()
-    assert faults_of_punching(file, scattered(1000)) < 100
-    assert file.storage() == SIZE - 1000 * PAGE
-
-
 def test_ranges_of_all_sizes_in_any_order_are_given_back(file):
     file.fill()
     numbers = random.Random(1).sample(range(0, SIZE // PAGE, 16), 200)
