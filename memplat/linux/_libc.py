@@ -66,7 +66,7 @@ class Descriptor(ctypes.c_int):
 
 
 #: open(2) of what is looked at on the fly (/proc), for those who must not be interrupted in between.
-open_held = function(HELD, "open", Descriptor, (ctypes.c_char_p, ctypes.c_int))
+open_held: Callable[..., Descriptor] = function(HELD, "open", Descriptor, (ctypes.c_char_p, ctypes.c_int))
 
 
 def error(call: str) -> OSError:

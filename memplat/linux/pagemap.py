@@ -74,7 +74,7 @@ def pagemap_proof(fd: int, address: int, size: int) -> tuple[array[int], int] | 
 
 def _opened_pagemap() -> _libc.Descriptor:
     """The page tables of this mm: not to be kept over a fork."""
-    return _libc.open_held(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)  # type: ignore[no-any-return]
+    return _libc.open_held(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _scan(
